@@ -1,0 +1,110 @@
+// One agent's memory on one device: append, select, attend, seal. The one place where an execution chunk is spelled
+// out.
+//
+//   tokens  0 ....... n_init ........................ F .............. P-n_local ......... P
+//           [ initial ][ unit 0 ][ unit 1 ] ... [ unit nb-1 ][ remainder prefix ][ local window ]
+//           device       device slots / host cache / store     device (raw and rotated keys)
+//
+// Invariants
+//  C1 Between passes every layer's state (i, nb, F, rows, index) is the closed form of specs/infllm.md 2.2 at P =
+//  position(). C2 A pass that throws leaves the state as it was before begin_pass (the position has not moved). C3
+//  Residency, budgets, policies and thread counts never change a bit of any output. C4 A row is handed to the UnitStore
+//  exactly when its tokens are complete and its pass has ended, never earlier.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "gpu/device.hpp"
+#include "memory/params.hpp"
+#include "memory/unit_store.hpp"
+
+namespace mneme::memory {
+
+// Hard bounds. cached_blocks is reduced to what device_bytes allows; below the selector's minimum: invalid_argument
+// naming device_bytes.
+struct Budget {
+  std::size_t device_bytes = 0;  // device slots of all layers; 0: as cached_blocks asks
+  std::size_t host_bytes = 0;    // host cache of unit rows plus index segments; >= one unit row
+};
+
+struct SelectedUnit {
+  std::int64_t unit = 0;
+  float score = 0;  // score2 / (voters * heads), or the relevance; 0 where nothing was scored
+};
+
+// What one chunk did in one layer, for the recall trace and the tests. Spans are valid during the call only.
+struct ChunkReport {
+  int layer = 0;
+  std::int64_t first = 0, end = 0;           // positions [first, end)
+  std::span<const SelectedUnit> selected;    // ascending unit
+  std::span<const std::int64_t> candidates;  // two_stage, ascending; empty where nothing was scored
+  std::span<const float>
+      stage1;  // score1, or the relevance: one value per unit that existed; empty where nothing was scored
+  std::span<const float> stage2;         // score2 per candidate
+  std::span<const std::int64_t> voters;  // positions of the voting queries
+};
+
+// Everything besides store rows that restore() needs. Slices hold the tokens at the end that no complete row covers.
+struct Checkpoint {
+  std::int64_t position = 0;
+  std::vector<ImagePtr> slices;  // kind 2, ascending positions, at most 32 tokens each, all layers
+  ImagePtr accumulators;         // kind 4; null for two_stage
+};
+
+struct MemoryStats {
+  std::int64_t units = 0;        // sealed
+  std::size_t device_bytes = 0;  // slots and window
+  std::size_t host_bytes = 0;    // host cache and index segments
+  std::uint64_t device_hits = 0, host_hits = 0,
+                store_reads = 0;  // unit rows wanted by selections, by where they were found
+};
+
+class Context {
+ public:
+  // max_pass_tokens: the longest forward pass. params must be valid for `model`. identity: see
+  // ImageHeader::params_hash. `device` and `store` must outlive the context. Throws out_of_memory, invalid_argument.
+  Context(gpu::Device& device, UnitStore& store, const ModelShape& model, const Params& params, const Budget& budget,
+          std::int64_t max_pass_tokens, std::span<const std::byte, 16> identity);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  const Params& params() const noexcept;
+  std::int64_t position() const noexcept;  // P: tokens appended so far
+  MemoryStats stats() const noexcept;
+
+  // Cuts the next n_tokens into execution chunks at absolute multiples of E and at the end (specs/infllm.md 2.11).
+  std::vector<std::int64_t> chunks_of(std::int64_t n_tokens) const;
+
+  // One forward pass over the next tokens: begin_pass with the chunk lengths (each 1..E, sum <= max_pass_tokens),
+  // attend once per layer in ascending order, end_pass. abandon_pass instead of end_pass (also after an exception)
+  // forgets the pass.
+  void begin_pass(std::span<const std::int64_t> chunk_lengths);
+  // q: [n, n_heads, head_dim], k, v: [n, n_kv_heads, head_dim], un-rotated (after bias and QK norm); out: [n, n_heads,
+  // head_dim]. Device memory.
+  void attend(int layer, const float* q, const float* k, const float* v, float* out);
+  void end_pass();
+  void abandon_pass() noexcept;
+
+  // The state at P that rows in the store do not hold. Requires: no pass is open.
+  Checkpoint checkpoint() const;
+  // Brings a fresh context (P = 0) to a checkpoint; reads window rows from the store, index and units on demand. Throws
+  // Error (store_corrupt, store_io, lineage_broken) and leaves the context fresh.
+  void restore(const Checkpoint& checkpoint);
+
+  // Called for every chunk and layer while set; null: off (nothing is recorded).
+  void set_observer(std::function<void(const ChunkReport&)> observer);
+
+  // Test access: the index vectors, accumulators and rows of a layer, downloaded. See memory/context_probe.hpp.
+  friend class ContextProbe;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mneme::memory
