@@ -1,0 +1,51 @@
+// One forward pass of a decoder-only transformer whose attention lives in a memory::Context.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "gpu/device.hpp"
+#include "memory/context.hpp"
+#include "runtime/model/model_file.hpp"
+
+namespace mneme::model {
+
+// Weights on a device plus the activations of one pass. Used by one thread (the engine thread); serves any number of
+// contexts in turn.
+class Transformer {
+ public:
+  // max_pass_tokens: the longest pass. Throws out_of_memory. `device` must outlive the transformer.
+  Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> model, std::int64_t max_pass_tokens);
+  ~Transformer();
+
+  const ModelFile& model() const noexcept { return *model_; }
+  gpu::Device& device() const noexcept { return device_; }
+  std::int64_t max_pass_tokens() const noexcept { return max_pass_tokens_; }
+  std::size_t weight_bytes() const noexcept;  // on the device
+
+  // Which rows of logits a pass computes.
+  enum class Logits { none, last, all };
+
+  // Appends `tokens` to the context as one pass cut into `chunks` (lengths; their sum is tokens.size()). Returns the
+  // logits in host memory, [0, 1 or tokens.size()][n_vocab], valid until the next call. If anything throws, the context
+  // is as before the call.
+  std::span<const float> forward(memory::Context& context, std::span<const TokenId> tokens,
+                                 std::span<const std::int64_t> chunks, Logits wanted);
+
+ private:
+  struct Layer;
+  void run_layers(memory::Context& context, std::int64_t n_tokens);
+
+  gpu::Device& device_;
+  std::shared_ptr<const ModelFile> model_;
+  std::int64_t max_pass_tokens_;
+  std::unique_ptr<gpu::Matrix> table_, output_;
+  std::vector<Layer> layers_;
+  gpu::Buffer output_norm_;
+  gpu::Buffer x_, q_, k_, v_, attended_, hidden_, logits_;
+  std::vector<float> host_logits_;
+};
+
+}  // namespace mneme::model
