@@ -56,6 +56,13 @@ bool is_base(const std::string& target) {
   return target == "mneme/error.hpp" || starts_with(target, "mneme/base/");
 }
 
+// Plain values of the public API, which the agent runtime speaks too.
+bool is_value(const std::string& target) {
+  static const std::set<std::string> values = {"mneme/event.hpp", "mneme/options.hpp", "mneme/types.hpp",
+                                               "mneme/version.hpp"};
+  return values.count(target) == 1;
+}
+
 const std::map<std::string, std::set<std::string>>& allowed() {
   static const std::map<std::string, std::set<std::string>> table = {
       {"public/", {"public/"}},
@@ -73,6 +80,7 @@ bool is_allowed(const Include& include) {
   const std::string from = layer_of(include.from);
   const std::string to = layer_of(include.target);
   if (to.empty() || is_base(include.target) || starts_with(include.from, "sdk/src/base/")) return true;
+  if (from == "runtime/agent/" && is_value(include.target)) return true;
   if (from == "persistence/" &&
       (include.target == "memory/unit_store.hpp" || include.target == "memory/unit_image.hpp")) {
     return true;
