@@ -104,6 +104,7 @@ class Context {
 
  private:
   struct Impl;
+  class Restorer;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -1,0 +1,217 @@
+#include "memory/context.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "memory/context_impl.hpp"
+#include "mneme/base/check.hpp"
+#include "mneme/error.hpp"
+
+namespace mneme::memory {
+namespace {
+
+constexpr std::int64_t kMaxPassTokens = 1LL << 24U;
+
+const Params& checked(const Params& params, const ModelShape& model, std::int64_t max_pass_tokens) {
+  validate(params, model);
+  if (max_pass_tokens < 1 || max_pass_tokens > kMaxPassTokens) {
+    throw Error(errc::invalid_argument, "max_pass_tokens is " + std::to_string(max_pass_tokens) + "; allowed: 1 .. " +
+                                            std::to_string(kMaxPassTokens));
+  }
+  return params;
+}
+
+// The most units a layer must hold at once on the device; kAllUnits without a bound.
+std::int64_t fewest_slots(const Params& params) {
+  std::int64_t selected = params.topk;
+  if (params.selector == SelectorKind::two_stage && __builtin_mul_overflow(params.topk, params.shortlist, &selected))
+    selected = kAllUnits;
+  return std::max(selected, Layout(params).units(params.dense_limit));
+}
+
+}  // namespace
+
+Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& model_, const Params& params_,
+                    const Budget& budget_, std::int64_t max_pass_tokens_, std::span<const std::byte, 16> identity)
+    : device(device_),
+      store(store_),
+      model(model_),
+      params(checked(params_, model_, max_pass_tokens_)),
+      budget(budget_),
+      max_pass_tokens(max_pass_tokens_),
+      layout(params),
+      format(model, params, identity),
+      angles(model.inv_freq),
+      residency(device, store, host_cache, model, params, format, device_slots()),
+      index(device, store, host_cache, format, model.n_layers, params.index_type, budget.host_bytes, row_image_bytes(),
+            max_pass_tokens / params.block + 1),
+      positioned(device, model.heads, angles, model.attention_factor),
+      span_mass(device) {
+  const SelectorParts parts{&device, model.heads, &params, &index, &residency};
+  selector = params.selector == SelectorKind::two_stage ? make_two_stage(parts) : make_representatives(parts);
+  // The remainder between passes, a pass, and enough besides that decoding moves the rows once in B tokens or less.
+  const std::int64_t capacity = params.n_local + 2 * params.block + max_pass_tokens;
+  windows.reserve(static_cast<std::size_t>(model.n_layers));
+  for (int layer = 0; layer < model.n_layers; ++layer)
+    windows.emplace_back(device, model.heads, params.store_type, params.n_init, capacity, format.mass_heads());
+
+  const auto tokens = static_cast<std::size_t>(max_pass_tokens);
+  const auto half = static_cast<std::size_t>(angles.half_dim());
+  const std::size_t row =
+      static_cast<std::size_t>(model.heads.n_heads) * static_cast<std::size_t>(model.heads.head_dim);
+  q_global = device.allocate(tokens * row * sizeof(float));
+  q_local = device.allocate(tokens * row * sizeof(float));
+  cos = device.allocate(tokens * half * sizeof(float));
+  sin = device.allocate(tokens * half * sizeof(float));
+  flat_cos = device.allocate(half * sizeof(float));
+  flat_sin = device.allocate(half * sizeof(float));
+  const std::int64_t longest = std::max({params.block, params.n_init, std::int64_t{1}});
+  staging = device.allocate(gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(longest)).total());
+  host_cos.resize(tokens * half);
+  host_sin.resize(tokens * half);
+  // Un-rotated global keys miss the attention factor, so the global query carries it twice (2.3).
+  const double factor = model.attention_factor;
+  angles.fill(params.global_distance, 1, factor * factor, host_cos.data(), host_sin.data());
+  device.upload(flat_cos.data(), host_cos.data(), half * sizeof(float));
+  device.upload(flat_sin.data(), host_sin.data(), half * sizeof(float));
+}
+
+std::size_t Context::Impl::row_image_bytes() const {
+  const std::size_t unit = gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(params.block)).total();
+  return kImageHeaderBytes +
+         std::max(unit, gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total());
+}
+
+std::int64_t Context::Impl::device_slots() const {
+  if (budget.device_bytes == 0) return params.cached_blocks;
+  const std::size_t row = gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total();
+  const std::size_t per_slot = row * static_cast<std::size_t>(model.n_layers);
+  const auto allowed = static_cast<std::int64_t>(budget.device_bytes / per_slot);
+  if (allowed < fewest_slots(params)) {
+    throw Error(errc::invalid_argument,
+                "device_bytes is " + std::to_string(budget.device_bytes) + ", room for " + std::to_string(allowed) +
+                    " units of " + std::to_string(per_slot) + " bytes; the selector needs " +
+                    (fewest_slots(params) == kAllUnits ? "every unit" : std::to_string(fewest_slots(params))));
+  }
+  return std::min(params.cached_blocks, allowed);
+}
+
+Context::Context(gpu::Device& device, UnitStore& store, const ModelShape& model, const Params& params,
+                 const Budget& budget, std::int64_t max_pass_tokens, std::span<const std::byte, 16> identity)
+    : impl_(std::make_unique<Impl>(device, store, model, params, budget, max_pass_tokens, identity)) {}
+
+Context::~Context() = default;
+
+const Params& Context::params() const noexcept {
+  return impl_->params;
+}
+
+std::int64_t Context::position() const noexcept {
+  return impl_->position;
+}
+
+MemoryStats Context::stats() const noexcept {
+  MemoryStats stats;
+  stats.units = impl_->layout.units(impl_->position);
+  stats.device_bytes = impl_->residency.device_bytes();
+  for (const Window& window : impl_->windows) stats.device_bytes += window.bytes();
+  stats.host_bytes = impl_->host_cache.bytes() + impl_->index.bytes();
+  const ResidencyCounts& counts = impl_->residency.counts();
+  stats.device_hits = counts.device_hits;
+  stats.host_hits = counts.host_hits;
+  stats.store_reads = counts.store_reads;
+  return stats;
+}
+
+std::vector<std::int64_t> Context::chunks_of(std::int64_t n_tokens) const {
+  return cut_into_chunks(impl_->params, impl_->position, n_tokens);
+}
+
+void Context::set_observer(std::function<void(const ChunkReport&)> observer) {
+  impl_->observer = std::move(observer);
+}
+
+void Context::begin_pass(std::span<const std::int64_t> chunk_lengths) {
+  Impl& s = *impl_;
+  MNEME_CHECK(!s.pass.open);
+  std::int64_t n_tokens = 0;
+  for (const std::int64_t length : chunk_lengths) {
+    if (length < 1 || length > s.params.exec_chunk) {
+      throw Error(errc::invalid_argument, "a chunk of " + std::to_string(length) + " tokens; allowed: 1 .. " +
+                                              std::to_string(s.params.exec_chunk));
+    }
+    n_tokens += length;
+  }
+  if (n_tokens > s.max_pass_tokens) {
+    throw Error(errc::invalid_argument, "a pass of " + std::to_string(n_tokens) + " tokens; allowed: up to " +
+                                            std::to_string(s.max_pass_tokens));
+  }
+  const std::int64_t remainder = s.layout.remainder_first(s.position);
+  for (Window& window : s.windows) window.make_room(remainder, s.position, s.position + n_tokens);
+  s.pass.chunk_lengths.assign(chunk_lengths.begin(), chunk_lengths.end());
+  s.pass.n_tokens = n_tokens;
+  s.pass.layers_started = 0;
+  s.pass.open = true;
+  const std::size_t bytes = static_cast<std::size_t>(n_tokens * s.angles.half_dim()) * sizeof(float);
+  s.angles.fill(s.position, n_tokens, s.model.attention_factor, s.host_cos.data(), s.host_sin.data());
+  s.device.upload(s.cos.data(), s.host_cos.data(), bytes);
+  s.device.upload(s.sin.data(), s.host_sin.data(), bytes);
+}
+
+void Context::attend(int layer, const float* q, const float* k, const float* v, float* out) {
+  Impl& s = *impl_;
+  MNEME_CHECK(s.pass.open && layer == s.pass.layers_started && layer < s.model.n_layers);
+  const std::int64_t n = s.pass.n_tokens;
+  const gpu::HeadShape& heads = s.model.heads;
+  Window& window = s.windows[static_cast<std::size_t>(layer)];
+  window.save_mass(s.layout.remainder_first(s.position), s.position);
+  s.pass.layers_started = layer + 1;
+  if (n == 0) return;
+  window.append(s.position, n, k, v, s.cos.f32(), s.sin.f32());
+  s.device.rope(q, static_cast<int>(n), heads.n_heads, heads.head_dim, s.cos.f32(), s.sin.f32(), 1, s.q_local.f32());
+  // Before the first token leaves the window there is nothing global to ask for.
+  if (s.position + n > s.params.n_local) {
+    s.device.rope(q, static_cast<int>(n), heads.n_heads, heads.head_dim, s.flat_cos.f32(), s.flat_sin.f32(), 0,
+                  s.q_global.f32());
+  }
+  const std::int64_t row = static_cast<std::int64_t>(heads.n_heads) * heads.head_dim;
+  std::int64_t done = 0;
+  for (const std::int64_t length : s.pass.chunk_lengths) {
+    s.run_chunk({layer, s.position + done, s.position + done + length, s.q_global.f32() + done * row,
+                 s.q_local.f32() + done * row, out + done * row});
+    done += length;
+  }
+}
+
+void Context::end_pass() {
+  Impl& s = *impl_;
+  MNEME_CHECK(s.pass.open && s.pass.layers_started == s.model.n_layers);
+  const std::int64_t end = s.position + s.pass.n_tokens;
+  s.put_initial(end);
+  s.put_blocks(end);
+  s.put_index(end);
+  s.position = end;
+  s.residency.set_fresh(s.layout.units(end));
+  s.index.set_stored(s.layout.units(end));
+  s.pass.open = false;
+}
+
+// What the pass wrote lies above the old position, in slots of units it sealed, and in r: only r was overwritten. The
+// cached rows of unfinished blocks go too, because the tokens that come instead will differ.
+void Context::abandon_pass() noexcept {
+  Impl& s = *impl_;
+  if (!s.pass.open) return;
+  try {
+    for (int layer = 0; layer < s.pass.layers_started; ++layer)
+      s.windows[static_cast<std::size_t>(layer)].restore_mass();
+  } catch (const Error&) {
+    // The device faulted: its memory is lost, and every later operation on it says so.
+  }
+  s.residency.drop_from(s.layout.units(s.position));
+  s.host_cache.drop_from(s.layout.units(s.position));
+  s.pass.open = false;
+}
+
+}  // namespace mneme::memory

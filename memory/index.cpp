@@ -1,0 +1,124 @@
+#include "memory/index.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "mneme/base/check.hpp"
+#include "mneme/error.hpp"
+
+namespace mneme::memory {
+
+Index::Index(gpu::Device& device, UnitStore& store, HostCache& host_cache, const RowFormat& format, int n_layers,
+             gpu::KvType type, std::size_t cap, std::size_t row_image_bytes, std::int64_t max_fresh)
+    : device_(&device),
+      store_(&store),
+      host_cache_(&host_cache),
+      format_(&format),
+      n_layers_(n_layers),
+      type_(type),
+      cap_(cap),
+      reserve_(row_image_bytes) {
+  // The open pass may touch max_fresh / 64 + 2 segments that cannot be dropped (X2); a scan needs one more.
+  const std::size_t fewest = static_cast<std::size_t>(max_fresh / kSegmentUnits) + 3;
+  const std::size_t minimum = reserve_ + fewest * segment_bytes();
+  if (cap_ < minimum) {
+    throw Error(errc::invalid_argument, "host_bytes is " + std::to_string(cap_) + "; this memory needs at least " +
+                                            std::to_string(minimum) + " (one unit row and " + std::to_string(fewest) +
+                                            " index segments)");
+  }
+  host_cache_->set_limit(cap_);
+}
+
+std::size_t Index::segment_bytes() const noexcept {
+  return static_cast<std::size_t>(n_layers_) * kSegmentUnits * format_->index_bytes();
+}
+
+bool Index::resident(std::int64_t segment) const noexcept {
+  return segments_[static_cast<std::size_t>(segment)].data() != nullptr;
+}
+
+bool Index::has_room() const noexcept {
+  return reserve_ + bytes() + segment_bytes() <= cap_;
+}
+
+std::byte* Index::at(int layer, std::int64_t unit) const noexcept {
+  const auto place = static_cast<std::size_t>(layer * kSegmentUnits + unit % kSegmentUnits);
+  return segments_[static_cast<std::size_t>(unit / kSegmentUnits)].at(place * format_->index_bytes());
+}
+
+void* Index::entry(int layer, std::int64_t unit) {
+  require(unit / kSegmentUnits);
+  return at(layer, unit);
+}
+
+void Index::download(std::int64_t unit, std::byte* to) {
+  require(unit / kSegmentUnits);
+  const std::size_t n = format_->index_bytes();
+  for (int layer = 0; layer < n_layers_; ++layer)
+    device_->download(to + static_cast<std::size_t>(layer) * n, at(layer, unit), n);
+}
+
+void Index::scan(int layer, std::int64_t n_units, const Visit& visit) {
+  const std::int64_t n_segments = (n_units + kSegmentUnits - 1) / kSegmentUnits;
+  if (static_cast<std::int64_t>(segments_.size()) < n_segments) segments_.resize(static_cast<std::size_t>(n_segments));
+  run_.clear();
+  std::int64_t run_first = 0;
+  for (std::int64_t segment = 0; segment < n_segments; ++segment) {
+    // A segment of the run may have to make room for this one: what was collected is visited first.
+    if (!resident(segment) && !has_room() && !run_.empty()) {
+      visit(run_first, run_);
+      run_.clear();
+    }
+    require(segment);
+    if (run_.empty()) run_first = segment * kSegmentUnits;
+    const std::int64_t units = std::min(kSegmentUnits, n_units - segment * kSegmentUnits);
+    run_.push_back({type_, at(layer, segment * kSegmentUnits), static_cast<int>(units)});
+  }
+  if (!run_.empty()) visit(run_first, run_);
+}
+
+void Index::require(std::int64_t segment) {
+  const auto place = static_cast<std::size_t>(segment);
+  if (segments_.size() <= place) segments_.resize(place + 1);
+  if (resident(segment)) return;
+  if (!has_room()) make_room(segment);
+  if (spare_.empty()) spare_.push_back(device_->allocate(segment_bytes()));
+  host_cache_->set_limit(cap_ - bytes() - segment_bytes());
+  read(segment);
+  segments_[place] = std::move(spare_.back());
+  spare_.pop_back();
+  ++n_resident_;
+}
+
+// Into the last spare buffer, which becomes the segment only when all of it is there.
+void Index::read(std::int64_t segment) {
+  const std::int64_t first = segment * kSegmentUnits;
+  const std::int64_t n_units = std::min(kSegmentUnits, stored_ - first);
+  if (n_units <= 0) return;
+  const std::vector<ImagePtr> images =
+      store_->read_index(static_cast<std::uint64_t>(first), static_cast<std::size_t>(n_units));
+  MNEME_CHECK(static_cast<std::int64_t>(images.size()) == n_units);
+  const std::size_t entry_bytes = format_->index_bytes();
+  for (std::int64_t i = 0; i < n_units; ++i) {
+    const Image& image = *images[static_cast<std::size_t>(i)];
+    check_row(image, format_->index(first + i), "index of unit " + std::to_string(first + i));
+    for (std::int64_t layer = 0; layer < n_layers_; ++layer) {
+      device_->upload(spare_.back().at(static_cast<std::size_t>(layer * kSegmentUnits + i) * entry_bytes),
+                      payload(image).data() + static_cast<std::size_t>(layer) * entry_bytes, entry_bytes);
+    }
+  }
+}
+
+// Drops the droppable segment that a cyclic scan will need last: the one just before `segment`, else the last one.
+void Index::make_room(std::int64_t segment) {
+  const std::int64_t droppable = std::min(stored_ / kSegmentUnits, static_cast<std::int64_t>(segments_.size()));
+  std::int64_t victim = -1;
+  for (std::int64_t s = 0; s < droppable; ++s) {
+    if (resident(s) && (s < segment || victim < 0 || victim > segment)) victim = s;
+  }
+  MNEME_CHECK(victim >= 0);
+  spare_.push_back(std::move(segments_[static_cast<std::size_t>(victim)]));
+  --n_resident_;
+}
+
+}  // namespace mneme::memory

@@ -1,0 +1,270 @@
+#include "memory/residency.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "mneme/base/check.hpp"
+
+namespace mneme::memory {
+namespace {
+
+constexpr std::size_t kRowAlignment = 64;
+constexpr std::size_t kRowsPerRead = 32;  // bounds the images that are in flight beside the host cache
+
+bool contains(std::span<const std::int64_t> ascending, std::int64_t unit) {
+  return std::binary_search(ascending.begin(), ascending.end(), unit);
+}
+
+// xorshift64*: any non-zero state. Only the random policy, which exists for measurement, draws from it.
+std::uint64_t next_random(std::uint64_t& state) noexcept {
+  state ^= state >> 12U;
+  state ^= state << 25U;
+  state ^= state >> 27U;
+  return state * 0x2545F4914F6CDD1DU;
+}
+
+}  // namespace
+
+std::uint64_t HostCache::key(std::int64_t unit, int layer) noexcept {
+  return (static_cast<std::uint64_t>(unit) << 16U) ^ static_cast<std::uint64_t>(layer);
+}
+
+ImagePtr HostCache::find(std::int64_t unit, int layer) {
+  const auto found = by_key_.find(key(unit, layer));
+  if (found == by_key_.end()) return nullptr;
+  entries_.splice(entries_.begin(), entries_, found->second);
+  return found->second->image;
+}
+
+void HostCache::insert(std::int64_t unit, int layer, ImagePtr image) {
+  const auto found = by_key_.find(key(unit, layer));
+  if (found != by_key_.end()) erase(found->second);
+  if (image->size() > limit_) return;
+  shrink(limit_ - image->size());
+  bytes_ += image->size();
+  entries_.push_front({unit, layer, std::move(image)});
+  by_key_[key(unit, layer)] = entries_.begin();
+}
+
+void HostCache::erase(std::list<Entry>::iterator entry) {
+  bytes_ -= entry->image->size();
+  by_key_.erase(key(entry->unit, entry->layer));
+  entries_.erase(entry);
+}
+
+void HostCache::shrink(std::size_t limit) {
+  while (bytes_ > limit) erase(std::prev(entries_.end()));
+}
+
+void HostCache::drop_from(std::int64_t unit) {
+  for (auto entry = entries_.begin(); entry != entries_.end();) {
+    const auto next = std::next(entry);
+    if (entry->unit >= unit) erase(entry);
+    entry = next;
+  }
+}
+
+void HostCache::set_limit(std::size_t bytes) {
+  limit_ = bytes;
+  shrink(limit_);
+}
+
+Residency::Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model,
+                     const Params& params, const RowFormat& format, std::int64_t slots)
+    : device_(&device),
+      store_(&store),
+      host_cache_(&host_cache),
+      format_(&format),
+      heads_(model.heads),
+      layout_(params),
+      store_type_(params.store_type),
+      unit_type_(params.unit_type),
+      policy_(params.cache_policy),
+      decay_(params.decay),
+      slots_(slots),
+      layers_(static_cast<std::size_t>(model.n_layers)) {
+  const int block = static_cast<int>(layout_.block);
+  row_bytes_ = (gpu::unit_bytes(heads_, unit_type_, block).total() + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+  std::uint64_t seed = 0x9E3779B97F4A7C15U;
+  for (Layer& layer : layers_) layer.random = next_random(seed) | 1U;
+  if (unit_type_ == store_type_) return;
+  const gpu::UnitBytes raw = gpu::unit_bytes(heads_, store_type_, block);
+  staging_k_ = device.allocate(raw.k);
+  staging_v_ = device.allocate(raw.v);
+}
+
+void Residency::ensure(int layer, std::span<const std::int64_t> units, Window& window) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  ++state.chunk;
+  missing_.clear();
+  auto at = state.cached.begin();
+  for (const std::int64_t unit : units) {
+    at = std::lower_bound(at, state.cached.end(), unit, [](const Cached& c, std::int64_t u) { return c.unit < u; });
+    if (at == state.cached.end() || at->unit != unit) {
+      missing_.push_back(unit);
+      continue;
+    }
+    if (policy_ == CachePolicy::lru) at->score = static_cast<double>(state.chunk);
+    ++counts_.device_hits;
+  }
+  if (missing_.empty()) return;
+  const auto wanted = static_cast<std::int64_t>(state.cached.size() + missing_.size());
+  if (wanted > slots_) evict(state, wanted - slots_, units);
+  load_missing(layer, window);
+}
+
+void Residency::load_missing(int layer, Window& window) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  missing_reads_.clear();
+  for (const std::int64_t unit : missing_) {
+    if (unit >= fresh_) {
+      const std::int32_t slot = take_slot(state);
+      window.pack(layout_.unit_first(unit), layout_.block, unit_type_, row(state, slot));
+      put(state, unit, slot, new_score(state));
+      ++counts_.device_hits;
+    } else if (const ImagePtr image = host_cache_->find(unit, layer); image != nullptr) {
+      load_image(layer, unit, *image);
+      ++counts_.host_hits;
+    } else {
+      missing_reads_.push_back(unit);
+    }
+  }
+  for (std::size_t first = 0; first < missing_reads_.size(); first += kRowsPerRead) {
+    const std::size_t n = std::min(kRowsPerRead, missing_reads_.size() - first);
+    read_rows(layer, std::span(missing_reads_).subspan(first, n));
+  }
+}
+
+void Residency::read_rows(int layer, std::span<const std::int64_t> units) {
+  std::vector<RowKey> keys;
+  for (const std::int64_t unit : units) keys.push_back({RowKind::unit, static_cast<std::uint64_t>(unit), layer});
+  const std::vector<ImagePtr> images = store_->begin_read(std::move(keys))->wait();
+  MNEME_CHECK(images.size() == units.size());
+  for (std::size_t i = 0; i < units.size(); ++i) load_row(layer, units[i], images[i]);
+  counts_.store_reads += units.size();
+}
+
+// A row from the store is verified before one byte of it is used. Where units are q8, the store may still hold the row
+// in store_type (the process ended between the two puts): it is quantised here, from the same bits and to the same bits
+// as at sealing.
+void Residency::load_row(int layer, std::int64_t unit, const ImagePtr& image) {
+  const std::string what = unit_name(unit, layer);
+  const ImageHeader header = verify_image(*image, what);
+  const bool unquantised = unit_type_ != store_type_ && header.k_type == store_type_;
+  expect_image(header, format_->unit(unit, layer, unquantised ? store_type_ : unit_type_), what);
+  load_image(layer, unit, *image);
+  host_cache_->insert(unit, layer, image);
+}
+
+void Residency::load_image(int layer, std::int64_t unit, const Image& image) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  const std::int32_t slot = take_slot(state);
+  const std::span<const std::byte> bytes = payload(image);
+  const int block = static_cast<int>(layout_.block);
+  if (bytes.size() == gpu::unit_bytes(heads_, unit_type_, block).total()) {
+    device_->upload(row(state, slot), bytes.data(), bytes.size());
+  } else {
+    const std::size_t half = bytes.size() / 2;
+    device_->upload(staging_k_.data(), bytes.data(), half);
+    device_->upload(staging_v_.data(), bytes.data() + half, half);
+    device_->pack_unit(heads_, store_type_, staging_k_.data(), staging_v_.data(), layout_.block, 0, block, unit_type_,
+                       row(state, slot));
+  }
+  put(state, unit, slot, new_score(state));
+}
+
+gpu::KvSpan Residency::span(int layer, std::int64_t unit) const {
+  const Layer& state = layers_[static_cast<std::size_t>(layer)];
+  const auto at = std::lower_bound(state.cached.begin(), state.cached.end(), unit,
+                                   [](const Cached& c, std::int64_t u) { return c.unit < u; });
+  MNEME_CHECK(at != state.cached.end() && at->unit == unit);
+  gpu::KvSpan span = gpu::unit_span(heads_, unit_type_, row(state, at->slot), static_cast<int>(layout_.block));
+  span.first_pos = layout_.unit_first(unit);
+  return span;
+}
+
+void Residency::admit(int layer, std::int64_t unit, Window& window) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  if (slots_ == 0) return;
+  if (static_cast<std::int64_t>(state.cached.size()) == slots_) evict(state, 1, {});
+  const std::int32_t slot = take_slot(state);
+  window.pack(layout_.unit_first(unit), layout_.block, unit_type_, row(state, slot));
+  put(state, unit, slot, new_score(state));
+}
+
+void Residency::add_mass(int layer, std::span<const std::int64_t> units, std::span<const float> mass) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  std::size_t next = 0;
+  for (Cached& cached : state.cached) {
+    cached.score *= decay_;
+    if (next < units.size() && units[next] == cached.unit) cached.score += static_cast<double>(mass[next++]);
+  }
+}
+
+void Residency::drop_from(std::int64_t unit) {
+  for (Layer& layer : layers_) {
+    while (!layer.cached.empty() && layer.cached.back().unit >= unit) {
+      layer.free_slots.push_back(layer.cached.back().slot);
+      layer.cached.pop_back();
+    }
+  }
+}
+
+std::size_t Residency::device_bytes() const noexcept {
+  std::size_t bytes = staging_k_.bytes() + staging_v_.bytes();
+  for (const Layer& layer : layers_)
+    for (const gpu::Buffer& slab : layer.slabs) bytes += slab.bytes();
+  return bytes;
+}
+
+std::byte* Residency::row(const Layer& layer, std::int32_t slot) const noexcept {
+  const auto at = static_cast<std::size_t>(slot);
+  return layer.slabs[at / kSlabSlots].at(at % kSlabSlots * row_bytes_);
+}
+
+void Residency::add_slab(Layer& layer) {
+  const std::int64_t n = std::min(kSlabSlots, slots_ - layer.n_slots);
+  MNEME_CHECK(n > 0);
+  layer.slabs.push_back(device_->allocate(static_cast<std::size_t>(n) * row_bytes_));
+  for (std::int64_t i = n - 1; i >= 0; --i) layer.free_slots.push_back(static_cast<std::int32_t>(layer.n_slots + i));
+  layer.n_slots += n;
+}
+
+// A free slot, which stays free until put() gives it to a unit (R1).
+std::int32_t Residency::take_slot(Layer& layer) {
+  if (layer.free_slots.empty()) add_slab(layer);
+  return layer.free_slots.back();
+}
+
+void Residency::put(Layer& layer, std::int64_t unit, std::int32_t slot, double score) {
+  MNEME_CHECK(!layer.free_slots.empty() && layer.free_slots.back() == slot);
+  layer.free_slots.pop_back();
+  const auto at = std::lower_bound(layer.cached.begin(), layer.cached.end(), unit,
+                                   [](const Cached& c, std::int64_t u) { return c.unit < u; });
+  layer.cached.insert(at, {unit, slot, score});
+}
+
+double Residency::new_score(const Layer& layer) const noexcept {
+  return policy_ == CachePolicy::lru ? static_cast<double>(layer.chunk) : 0.0;
+}
+
+// Frees the slots of the n lowest-scored units that are not in `keep`; ties: lower unit first.
+void Residency::evict(Layer& layer, std::int64_t n, std::span<const std::int64_t> keep) {
+  std::vector<Cached> victims;
+  for (const Cached& cached : layer.cached) {
+    if (contains(keep, cached.unit)) continue;
+    victims.push_back(cached);
+    if (policy_ == CachePolicy::random) victims.back().score = static_cast<double>(next_random(layer.random) >> 11U);
+  }
+  MNEME_CHECK(static_cast<std::int64_t>(victims.size()) >= n);
+  std::nth_element(victims.begin(), victims.begin() + (n - 1), victims.end(), [](const Cached& a, const Cached& b) {
+    return a.score != b.score ? a.score < b.score : a.unit < b.unit;
+  });
+  victims.resize(static_cast<std::size_t>(n));
+  for (const Cached& victim : victims) {
+    std::erase_if(layer.cached, [&victim](const Cached& cached) { return cached.unit == victim.unit; });
+    layer.free_slots.push_back(victim.slot);
+  }
+}
+
+}  // namespace mneme::memory

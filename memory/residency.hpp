@@ -1,0 +1,125 @@
+// Where sealed units are: device slots (at most C per layer), the host cache of row images, the store (specs/infllm.md
+// 2.10). Residency changes speed, never a bit of a result.
+//
+// Invariants
+//  R1 A slot belongs to a unit only once its row is whole; a failed read leaves the slot free.
+//  R2 The units of the last ensure() of a layer stay resident until the layer's next ensure() or admit().
+//  R3 Units from `fresh` on were sealed by the open pass: their rows are in the layer's window and nowhere else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "gpu/device.hpp"
+#include "memory/params.hpp"
+#include "memory/row_format.hpp"
+#include "memory/unit_store.hpp"
+#include "memory/window.hpp"
+
+namespace mneme::memory {
+
+// Row images of sealed units in host memory, least recently used first out, at most limit() bytes.
+class HostCache {
+ public:
+  ImagePtr find(std::int64_t unit, int layer);
+  void insert(std::int64_t unit, int layer, ImagePtr image);  // not kept if larger than the limit
+  void drop_from(std::int64_t unit);                          // forgets this unit and later ones, all layers
+  void set_limit(std::size_t bytes);                          // drops what no longer fits
+  std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  struct Entry {
+    std::int64_t unit;
+    int layer;
+    ImagePtr image;
+  };
+  static std::uint64_t key(std::int64_t unit, int layer) noexcept;
+  void erase(std::list<Entry>::iterator entry);
+  void shrink(std::size_t limit);
+
+  std::list<Entry> entries_;  // most recently used first
+  std::unordered_map<std::uint64_t, std::list<Entry>::iterator> by_key_;
+  std::size_t bytes_ = 0, limit_ = 0;
+};
+
+struct ResidencyCounts {
+  std::uint64_t device_hits = 0, host_hits = 0, store_reads = 0;
+};
+
+class Residency {
+ public:
+  // slots: C per layer, or kAllUnits. Device memory is taken as units arrive.
+  Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model, const Params& params,
+            const RowFormat& format, std::int64_t slots);
+
+  // Makes the units [ascending, at most C] of a layer resident and marks them used. Throws what the store throws,
+  // out_of_memory.
+  void ensure(int layer, std::span<const std::int64_t> units, Window& window);
+  // The rows of units that the layer's last ensure() named, as spans.
+  gpu::KvSpan span(int layer, std::int64_t unit) const;
+  // Keeps a unit that was just sealed, if C allows.
+  void admit(int layer, std::int64_t unit, Window& window);
+  // lru-s: decays the scores of a layer and adds the attention mass that the units received.
+  void add_mass(int layer, std::span<const std::int64_t> units, std::span<const float> mass);
+
+  // Units from `unit` on are in the window only (R3).
+  void set_fresh(std::int64_t unit) noexcept { fresh_ = unit; }
+  // Forgets this unit and later ones.
+  void drop_from(std::int64_t unit);
+
+  std::size_t device_bytes() const noexcept;
+  const ResidencyCounts& counts() const noexcept { return counts_; }
+
+  struct Cached {
+    std::int64_t unit;
+    std::int32_t slot;
+    double score;
+  };
+  // What a layer holds on the device, ascending; for tests.
+  std::span<const Cached> cached(int layer) const noexcept { return layers_[static_cast<std::size_t>(layer)].cached; }
+
+ private:
+  struct Layer {
+    std::vector<gpu::Buffer> slabs;  // rows of kSlabSlots units each
+    std::vector<std::int32_t> free_slots;
+    std::int64_t n_slots = 0;    // slots that exist so far, <= slots_
+    std::vector<Cached> cached;  // ascending unit
+    std::uint64_t chunk = 0;     // the lru counter
+    std::uint64_t random = 0;
+  };
+  static constexpr std::int64_t kSlabSlots = 16;
+
+  std::byte* row(const Layer& layer, std::int32_t slot) const noexcept;
+  void add_slab(Layer& layer);
+  std::int32_t take_slot(Layer& layer);
+  void evict(Layer& layer, std::int64_t n, std::span<const std::int64_t> keep);
+  void put(Layer& layer, std::int64_t unit, std::int32_t slot, double score);
+  void load_missing(int layer, Window& window);
+  void load_image(int layer, std::int64_t unit, const Image& image);
+  void read_rows(int layer, std::span<const std::int64_t> units);
+  void load_row(int layer, std::int64_t unit, const ImagePtr& image);
+  double new_score(const Layer& layer) const noexcept;
+
+  gpu::Device* device_;
+  UnitStore* store_;
+  HostCache* host_cache_;
+  const RowFormat* format_;
+  gpu::HeadShape heads_;
+  Layout layout_;
+  gpu::KvType store_type_, unit_type_;
+  CachePolicy policy_;
+  double decay_;
+  std::int64_t slots_, fresh_ = 0;
+  std::size_t row_bytes_ = 0;  // of a slot, aligned
+  std::vector<Layer> layers_;
+  std::vector<std::int64_t> missing_;        // scratch
+  std::vector<std::int64_t> missing_reads_;  // scratch
+  gpu::Buffer staging_k_, staging_v_;        // a row in store_type that is quantised on its way in
+  ResidencyCounts counts_;
+};
+
+}  // namespace mneme::memory
