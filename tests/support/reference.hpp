@@ -19,9 +19,12 @@ inline std::optional<std::filesystem::path> reference_dir() {
 }
 
 // Small data checked in under tests/data.
-inline std::filesystem::path data_dir() { return MNEME_TEST_DATA_DIR; }
+inline std::filesystem::path data_dir() {
+  return MNEME_TEST_DATA_DIR;
+}
 
-// The path of the real test model (SmolLM2-135M-Instruct, Q4_1) named by MNEME_TEST_MODEL, or nothing: then its cases skip.
+// The path of the real test model (SmolLM2-135M-Instruct, Q4_1) named by MNEME_TEST_MODEL, or nothing: then its cases
+// skip.
 inline std::optional<std::filesystem::path> real_model() {
   const char* value = std::getenv("MNEME_TEST_MODEL");
   if (value == nullptr || *value == '\0' || !std::filesystem::exists(value)) return std::nullopt;
