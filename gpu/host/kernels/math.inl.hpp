@@ -1,6 +1,6 @@
-// Own exponential and logarithm in f32, and conversions of half precision, in plain C++: the definition that the vector
-// versions of kernels/simd_*.inl.hpp follow with the same coefficients. libm is not used, so results do not depend on
-// the C library. Include inside a namespace (and, for an ISA, inside its target region), after <cstdint> and <cstring>.
+// Own exponential and logarithm in f32, in plain C++: the definition that vector_math.inl.hpp follows with the same
+// coefficients. libm is not used, so results do not depend on the C library. Include inside an unnamed namespace (for
+// an ISA: inside its target region), after <cstdint> and <cstring>.
 
 constexpr float kLog2E = 1.44269504088896f;
 constexpr float kLn2 = 0.693147180559945f;
@@ -84,30 +84,4 @@ inline float log2_f32(float x) {
   p = p * s2 + 2.0f / 3.0f;
   p = p * s2 + 2.0f;
   return static_cast<float>(e) + p * s * kLog2E;
-}
-
-// IEEE half precision to f32: exact.
-inline float f16_to_f32(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
-  const std::uint32_t magnitude = h & 0x7FFFu;
-  if (magnitude >= 0x7C00u) return float_from_bits(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
-  if (magnitude >= 0x0400u) return float_from_bits(sign | ((magnitude << 13) + 0x38000000u));
-  const float value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // denormal: multiples of 2^-24
-  return float_from_bits(sign | float_bits(value));
-}
-
-// f32 to IEEE half precision, round to nearest even; overflow gives infinity; NaN stays NaN (quiet).
-inline std::uint16_t f32_to_f16(float x) {
-  const std::uint32_t bits = float_bits(x);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return static_cast<std::uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
-  if (magnitude >= 0x477FF000u) return static_cast<std::uint16_t>(sign | 0x7C00u);  // >= 65520 rounds to infinity
-  if (magnitude < 0x38800000u) {
-    // Denormal: adding 0.5 leaves the value, rounded to multiples of 2^-24, in the low bits.
-    const float shifted = float_from_bits(magnitude) + 0.5f;
-    return static_cast<std::uint16_t>(sign | (float_bits(shifted) - 0x3F000000u));
-  }
-  const std::uint32_t rounded = magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u);
-  return static_cast<std::uint16_t>(sign | (rounded >> 13));
 }

@@ -1,0 +1,325 @@
+// Attention over spans: against the double-precision definition, exactly once, and bit for bit under batching and
+// threads.
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <deque>
+#include <optional>
+#include <string>
+
+#include "gpu/host/memory_ops.hpp"
+#include "tests/support/attention_oracle.hpp"
+#include "tests/support/stored_kv.hpp"
+
+namespace mneme::gpu {
+namespace {
+
+using host::Isa;
+using host::MemoryOps;
+using host::ThreadPool;
+using test::StoredKv;
+
+// A chunk of queries over spans that it owns.
+struct Chunk {
+  AttentionArgs args;
+  std::deque<StoredKv> stored;
+  std::vector<KvSpan> spans;
+  std::vector<float> q_global, q_local;
+
+  Chunk(HeadShape shape, int n_queries, std::int64_t first_query_pos, std::int64_t n_local, std::mt19937& random,
+        float q_scale = 1.0f) {
+    args.shape = shape;
+    args.n_queries = n_queries;
+    args.first_query_pos = first_query_pos;
+    args.n_local = n_local;
+    const auto n = static_cast<std::size_t>(n_queries) * shape.n_heads * shape.head_dim;
+    q_global = test::random_floats(random, n, q_scale);
+    q_local = test::random_floats(random, n, q_scale);
+    args.q_global = q_global.data();
+    args.q_local = q_local.data();
+  }
+
+  void add(KvType type, std::int64_t n_tokens, KeyMask mask, QueryKind query, std::int64_t first_pos,
+           std::mt19937& random) {
+    stored.emplace_back(args.shape, type, n_tokens, random);
+    spans.push_back(stored.back().span(mask, query, first_pos));
+    args.spans = spans;
+  }
+};
+
+struct Result {
+  std::vector<float> out, span_mass, key_mass;
+  bool operator==(const Result& other) const {  // bits
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    };
+    return same(out, other.out) && same(span_mass, other.span_mass) && same(key_mass, other.key_mass);
+  }
+};
+
+std::size_t mass_size(const AttentionArgs& args) {
+  const int heads = args.mass_heads == MassHeads::per_query_head ? args.shape.n_heads : args.shape.n_kv_heads;
+  return args.spans.empty() ? 0 : static_cast<std::size_t>(args.spans.back().n_tokens) * heads;
+}
+
+Result attend(MemoryOps& ops, AttentionArgs args) {
+  Result result;
+  result.out.assign(static_cast<std::size_t>(args.n_queries) * args.shape.n_heads * args.shape.head_dim,
+                    std::numeric_limits<float>::quiet_NaN());
+  result.span_mass.assign(args.spans.size(), std::numeric_limits<float>::quiet_NaN());
+  result.key_mass.assign(mass_size(args), 0.0f);
+  args.out = result.out.data();
+  args.span_mass = result.span_mass.data();
+  args.key_mass = result.key_mass.data();
+  ops.attention(args);
+  return result;
+}
+
+// The largest error in units of its bound; the message names the worst element.
+void check_close(const Result& got, const test::AttentionOracle& want, const AttentionArgs& args) {
+  const auto d = static_cast<std::size_t>(args.shape.head_dim);
+  double worst = 0;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < got.out.size(); ++i) {
+    const double bound = want.out_error[i / d] + 1e-30;
+    const double error = std::fabs(got.out[i] - want.out[i]) / bound;
+    if (!(error <= worst)) worst = error, at = i;
+  }
+  INFO("element " << at << ": got " << got.out[at] << ", want " << want.out[at]);
+  CHECK(worst <= 1.0);
+  const double rows = static_cast<double>(args.n_queries) * args.shape.n_heads;
+  for (std::size_t s = 0; s < want.span_mass.size(); ++s) {
+    INFO("span " << s);
+    CHECK(std::fabs(got.span_mass[s] - want.span_mass[s]) <= want.mass_error * rows);
+  }
+  for (std::size_t i = 0; i < want.key_mass.size(); ++i) {
+    INFO("key mass " << i << " got " << got.key_mass[i] << " want " << want.key_mass[i]);
+    REQUIRE(std::fabs(got.key_mass[i] - want.key_mass[i]) <=
+            (want.mass_error + rows * std::numeric_limits<float>::epsilon()) * (want.key_mass[i] + 1e-30));
+  }
+}
+
+// Initial tokens, two units, a remainder prefix and the window, as an execution chunk has them.
+Chunk memory_chunk(HeadShape shape, KvType window, KvType units, int n_queries, std::int64_t n_local, int unit_tokens,
+                   std::mt19937& random, float q_scale = 1.0f) {
+  const std::int64_t s = 100000;
+  Chunk chunk(shape, n_queries, s, n_local, random, q_scale);
+  chunk.add(window, 5, KeyMask::all, QueryKind::global, 0, random);
+  chunk.add(units, unit_tokens, KeyMask::all, QueryKind::global, 64, random);
+  chunk.add(units, unit_tokens, KeyMask::all, QueryKind::global, 512, random);
+  const std::int64_t prefix_tokens = 9 + n_queries - 1;
+  chunk.add(window, prefix_tokens, KeyMask::prefix, QueryKind::global, s - n_local - 8, random);
+  chunk.add(window, n_local - 1 + n_queries, KeyMask::window, QueryKind::local, s - n_local + 1, random);
+  return chunk;
+}
+
+}  // namespace
+
+TEST_CASE("attention equals the double-precision definition for every shape, type and ISA") {
+  struct Case {
+    HeadShape shape;
+    KvType window, units;
+    int n_queries, n_local, unit_tokens;
+    MassHeads mass = MassHeads::per_kv_head;
+  };
+  const Case cases[] = {
+      {{3, 3, 64}, KvType::f16, KvType::f16, 1, 64, 32},
+      {{6, 3, 64}, KvType::f16, KvType::q8, 1, 300, 64},
+      {{9, 3, 64}, KvType::f16, KvType::f16, 1, 259, 64},
+      {{9, 3, 64}, KvType::f16, KvType::q8, 40, 40, 64, MassHeads::per_query_head},
+      {{14, 2, 64}, KvType::f16, KvType::f16, 19, 130, 33},
+      {{14, 2, 16}, KvType::f32, KvType::f32, 2, 17, 1, MassHeads::per_query_head},
+      {{4, 2, 128}, KvType::f32, KvType::q8, 7, 127, 129},
+      {{4, 1, 128}, KvType::f16, KvType::f16, 33, 8, 16},
+      {{2, 2, 32}, KvType::f32, KvType::f32, 100, 12, 16},
+      {{1, 1, 8}, KvType::f16, KvType::q8, 3, 16, 7},
+      {{3, 1, 24}, KvType::f32, KvType::f16, 5, 31, 15},
+      {{2, 1, 80}, KvType::f16, KvType::q8, 13, 65, 9},
+      {{40, 1, 16}, KvType::f16, KvType::f16, 4, 10, 8, MassHeads::per_query_head},
+  };
+  unsigned seed = 1;
+  for (const Case& c : cases) {
+    std::mt19937 random(seed);
+    Chunk chunk = memory_chunk(c.shape, c.window, c.units, c.n_queries, c.n_local, c.unit_tokens, random);
+    chunk.args.mass_heads = c.mass;
+    const test::AttentionOracle want = test::attention_oracle(chunk.args);
+    for (const Isa isa : test::runnable_isas()) {
+      INFO("seed " << seed << ", H " << c.shape.n_heads << ", d " << c.shape.head_dim << ", queries " << c.n_queries
+                   << ", isa " << host::name(isa));
+      ThreadPool pool(2);
+      MemoryOps ops(pool, isa);
+      check_close(attend(ops, chunk.args), want, chunk.args);
+    }
+    ++seed;
+  }
+}
+
+TEST_CASE("every span length around the vector and split widths is right") {
+  for (const int n : {0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 300}) {
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
+      std::mt19937 random(static_cast<unsigned>(n));
+      Chunk chunk({3, 1, 32}, 2, 1000, 4, random);
+      chunk.add(type, n, KeyMask::all, QueryKind::global, 0, random);
+      chunk.add(type, 3, KeyMask::all, QueryKind::local, 0, random);
+      const test::AttentionOracle want = test::attention_oracle(chunk.args);
+      for (const Isa isa : test::runnable_isas()) {
+        INFO("keys " << n << ", type " << static_cast<int>(type) << ", isa " << host::name(isa));
+        ThreadPool pool(1);
+        MemoryOps ops(pool, isa);
+        check_close(attend(ops, chunk.args), want, chunk.args);
+      }
+    }
+  }
+}
+
+TEST_CASE("large logits neither overflow nor lose the others") {
+  std::mt19937 random(7);
+  const Chunk chunk = memory_chunk({3, 1, 64}, KvType::f32, KvType::f32, 5, 200, 16, random, 30.0f);
+  const test::AttentionOracle want = test::attention_oracle(chunk.args);
+  for (const Isa isa : test::runnable_isas()) {
+    INFO(host::name(isa));
+    ThreadPool pool(2);
+    MemoryOps ops(pool, isa);
+    const Result got = attend(ops, chunk.args);
+    for (std::size_t i = 0; i < got.out.size(); ++i) {
+      REQUIRE(std::fabs(got.out[i] - want.out[i]) <= want.out_error[i / 64]);
+    }
+  }
+}
+
+TEST_CASE("every visible key counts exactly once") {
+  // M1: with q = 0 all logits are equal, and with one-hot values the output is the share of each key.
+  const HeadShape shape{3, 1, 64};
+  const std::int64_t n_local = 21, s = 50;
+  for (const int n_queries : {1, 21}) {
+    for (const Isa isa : test::runnable_isas()) {
+      std::mt19937 random(3);
+      ThreadPool pool(2);
+      MemoryOps ops(pool, isa);
+      Chunk chunk(shape, n_queries, s, n_local, random, 0.0f);
+      // Positions: 4 initial, a unit of 8 at 12, prefix from 24, window. Value of a key: one-hot at its running number.
+      const std::int64_t prefix = s + n_queries - 1 - n_local - 24 + 1;
+      chunk.add(KvType::f16, 4, KeyMask::all, QueryKind::global, 0, random);
+      chunk.add(KvType::f16, 8, KeyMask::all, QueryKind::global, 12, random);
+      chunk.add(KvType::f16, prefix, KeyMask::prefix, QueryKind::global, 24, random);
+      chunk.add(KvType::f16, n_local - 1 + n_queries, KeyMask::window, QueryKind::local, s - n_local + 1, random);
+      std::vector<std::vector<std::int64_t>> shown(64);  // positions behind each channel
+      for (std::size_t i = 0; i < chunk.spans.size(); ++i) {
+        for (std::int64_t t = 0; t < chunk.spans[i].n_tokens; ++t) {
+          const std::int64_t position = chunk.spans[i].first_pos + t;
+          for (int j = 0; j < 64; ++j) chunk.stored[i].set_value(0, t, j, position == j ? 1.0f : 0.0f);
+        }
+      }
+      const Result got = attend(ops, chunk.args);
+      for (int i = 0; i < n_queries; ++i) {
+        const std::int64_t q = s + i;
+        const auto sees = [&](std::int64_t t) { return t <= q && (t < 4 || (t >= 12 && t < 20) || t >= 24); };
+        int total = 0;
+        for (std::int64_t t = 0; t <= q; ++t) total += sees(t) ? 1 : 0;
+        for (int h = 0; h < shape.n_heads; ++h) {
+          for (int j = 0; j < 64; ++j) {
+            INFO("query " << q << ", key " << j << ", isa " << host::name(isa));
+            const float share = got.out[(static_cast<std::size_t>(i) * shape.n_heads + h) * 64 + j];
+            REQUIRE(share * static_cast<float>(total) == doctest::Approx(sees(j) ? 1.0 : 0.0).epsilon(1e-5));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a query that sees no key gives zeros and no mass") {
+  for (const Isa isa : test::runnable_isas()) {
+    for (const int n_threads : {1, 2}) {
+      std::mt19937 random(5);
+      ThreadPool pool(n_threads);
+      MemoryOps ops(pool, isa);
+      Chunk chunk({3, 1, 16}, 4, 10, 5, random);
+      Result got = attend(ops, chunk.args);  // no span at all
+      CHECK(got.out == std::vector<float>(got.out.size(), 0.0f));
+      chunk.add(KvType::f16, 0, KeyMask::all, QueryKind::global, 0, random);
+      got = attend(ops, chunk.args);  // an empty span
+      CHECK(got.out == std::vector<float>(got.out.size(), 0.0f));
+      chunk.add(KvType::f16, 200, KeyMask::causal, QueryKind::local, 12, random);
+      got = attend(ops, chunk.args);  // keys from position 12 on: queries 10 and 11 see none
+      const std::vector<float> first(got.out.begin(), got.out.begin() + 2 * 48);
+      CHECK(first == std::vector<float>(2 * 48, 0.0f));
+      check_close(got, test::attention_oracle(chunk.args), chunk.args);
+      chunk.args.n_queries = 0;
+      CHECK(attend(ops, chunk.args).span_mass == std::vector<float>(2, 0.0f));
+    }
+  }
+}
+
+TEST_CASE("thread counts do not change a bit") {
+  for (const Isa isa : test::runnable_isas()) {
+    for (const int n_queries : {1, 3, 17, 70}) {
+      std::mt19937 random(11);
+      const Chunk chunk = memory_chunk({9, 3, 32}, KvType::f16, KvType::q8, n_queries, 150, 64, random);
+      std::optional<Result> first;
+      for (const int n_threads : {1, 2, 3, 8}) {
+        ThreadPool pool(n_threads);
+        MemoryOps ops(pool, isa);
+        const Result got = attend(ops, chunk.args);
+        INFO("queries " << n_queries << ", threads " << n_threads << ", isa " << host::name(isa));
+        if (!first) first = got;
+        CHECK(got == *first);
+      }
+    }
+  }
+}
+
+TEST_CASE("a query computed alone has the bits it has among others") {
+  for (const Isa isa : test::runnable_isas()) {
+    std::mt19937 random(13);
+    const HeadShape shape{6, 2, 64};
+    const Chunk chunk = memory_chunk(shape, KvType::f16, KvType::f16, 37, 45, 33, random);
+    ThreadPool pool(2);
+    MemoryOps ops(pool, isa);
+    const Result all = attend(ops, chunk.args);
+    const std::size_t row = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
+    Result sum = all;
+    std::fill(sum.key_mass.begin(), sum.key_mass.end(), 0.0f);
+    for (int first = 0; first < 37;) {
+      const int n = std::min(first % 5 + 1, 37 - first);
+      AttentionArgs part = chunk.args;
+      part.n_queries = n;
+      part.first_query_pos += first;
+      part.q_global += first * static_cast<std::int64_t>(row);
+      part.q_local += first * static_cast<std::int64_t>(row);
+      std::vector<float> out(n * row);
+      part.out = out.data();
+      part.key_mass = sum.key_mass.data();  // added in ascending query order: the same sum
+      ops.attention(part);
+      INFO("queries " << first << " + " << n << ", isa " << host::name(isa));
+      CHECK(std::memcmp(out.data(), all.out.data() + first * row, out.size() * sizeof(float)) == 0);
+      first += n;
+    }
+    CHECK(std::memcmp(sum.key_mass.data(), all.key_mass.data(), all.key_mass.size() * sizeof(float)) == 0);
+  }
+}
+
+TEST_CASE("the place of a unit in memory and what scratch held before do not matter") {
+  for (const Isa isa : test::runnable_isas()) {
+    std::mt19937 random(17);
+    const HeadShape shape{4, 2, 32};
+    ThreadPool pool(2);
+    MemoryOps ops(pool, isa);
+    Chunk chunk(shape, 6, 400, 50, random);
+    chunk.add(KvType::f16, 64, KeyMask::all, QueryKind::global, 0, random);
+    chunk.add(KvType::f16, 64, KeyMask::all, QueryKind::global, 64, random);
+    const Result first = attend(ops, chunk.args);
+    // Another operation with NaN queries fills the scratch with NaN.
+    Chunk poison = memory_chunk(shape, KvType::f32, KvType::f32, 50, 100, 64, random);
+    std::fill(poison.q_global.begin(), poison.q_global.end(), std::numeric_limits<float>::quiet_NaN());
+    std::fill(poison.q_local.begin(), poison.q_local.end(), std::numeric_limits<float>::quiet_NaN());
+    CHECK(std::isnan(attend(ops, poison.args).out[0]));
+    const std::deque<StoredKv> copies = chunk.stored;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      chunk.spans[i] = copies[i].span(chunk.spans[i].mask, chunk.spans[i].query, chunk.spans[i].first_pos);
+    }
+    CHECK(attend(ops, chunk.args) == first);
+  }
+}
+
+}  // namespace mneme::gpu
