@@ -52,17 +52,24 @@ inline std::string gguf_string(std::string_view text) {
 
 template <typename T>
 constexpr ValueType value_type() {
-  if constexpr (std::is_same_v<T, bool>) return ValueType::boolean;
-  if constexpr (std::is_same_v<T, float>) return ValueType::f32;
-  if constexpr (std::is_same_v<T, double>) return ValueType::f64;
-  if constexpr (std::is_same_v<T, std::uint8_t>) return ValueType::u8;
-  if constexpr (std::is_same_v<T, std::int8_t>) return ValueType::i8;
-  if constexpr (std::is_same_v<T, std::uint16_t>) return ValueType::u16;
-  if constexpr (std::is_same_v<T, std::int16_t>) return ValueType::i16;
-  if constexpr (std::is_same_v<T, std::uint32_t>) return ValueType::u32;
-  if constexpr (std::is_same_v<T, std::int32_t>) return ValueType::i32;
-  if constexpr (std::is_same_v<T, std::uint64_t>) return ValueType::u64;
-  if constexpr (std::is_same_v<T, std::int64_t>) return ValueType::i64;
+  static_assert(std::is_arithmetic_v<T>);
+  if constexpr (std::is_same_v<T, bool>) {
+    return ValueType::boolean;
+  } else if constexpr (std::is_floating_point_v<T>) {
+    return sizeof(T) == 4 ? ValueType::f32 : ValueType::f64;
+  } else {
+    constexpr bool kIsSigned = std::is_signed_v<T>;
+    switch (sizeof(T)) {
+      case 1:
+        return kIsSigned ? ValueType::i8 : ValueType::u8;
+      case 2:
+        return kIsSigned ? ValueType::i16 : ValueType::u16;
+      case 4:
+        return kIsSigned ? ValueType::i32 : ValueType::u32;
+      default:
+        return kIsSigned ? ValueType::i64 : ValueType::u64;
+    }
+  }
 }
 
 // Collects keys and tensors, then lays the file out. Everything that a defect needs can be overridden.
