@@ -10,7 +10,9 @@
 
 namespace mneme::store {
 
-// Values of enums are stored; never renumber.
+enum class Sync { normal, full };  // full: fsync of the WAL before the commit returns (power_loss_safe)
+
+// Values of the enums below are stored; never renumber.
 enum class SegmentKind : int { prefill = 1, decode = 2 };
 
 // Why a segment's tokens were fed: an event (source_id = its seq), a turn's prompt and answer (source_id = turn), a

@@ -22,7 +22,6 @@ namespace mneme::store {
 
 enum class Access { read_only, read_write };
 enum class Migration { automatic, refuse };
-enum class Sync { normal, full };  // full: fsync of the WAL before the commit returns (power_loss_safe)
 
 struct StoreFileOptions {
   Access access = Access::read_write;
