@@ -2,7 +2,7 @@
 // Included inside the AVX2 target region and namespace; <immintrin.h> before it.
 
 constexpr std::size_t kPackColumns = 4;
-constexpr std::size_t kTileColumns = 12;
+constexpr std::size_t kTileColumns = 24;
 constexpr std::size_t kF32Columns = 6;    // 12 accumulators, 2 weights, 1 activation of the 16 registers
 constexpr std::size_t kColumnGroups = 1;  // a group already is two chains, one per half
 constexpr int kSignedOffset = -1;         // Dot takes signed bytes as they are
@@ -133,6 +133,10 @@ MNEME_INLINE I32x16 load_i8(const std::byte* p) {
 MNEME_INLINE U8x64 load_bytes(const std::byte* p) {
   return {load256(p), load256(p + 32)};
 }
+MNEME_INLINE void store_bytes(U8x64 a, std::byte* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
+}
 MNEME_INLINE U8x64 bytes_or(U8x64 a, U8x64 b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
@@ -172,6 +176,19 @@ MNEME_INLINE void store_f64(F64x8 a, double* p) {
   _mm256_storeu_pd(p + 4, a.hi);
 }
 
+// Keeps a running sum in its register: without it GCC reorders the additions of a block into a tree, and the products
+// that then wait for their turn go through memory (3 times slower).
+MNEME_INLINE void pin(__m256i& sum) {
+  asm("" : "+x"(sum));
+}
+
+// The unpacked block as memory, so that the compiler does not try to hold its 16 registers while working on the
+// columns.
+MNEME_INLINE const std::byte* as_memory(const std::byte* block) {
+  asm volatile("" : "+r"(block) : : "memory");
+  return block;
+}
+
 // vpmaddubsw multiplies unsigned weights with signed activations and adds neighbours into 16 bits without loss:
 //   kRun 8, weights <= 15:  8 such sums, |sum| <= 8*2*15*127 = 30,480, are added in 16 bits before one vpmaddwd
 //   kRun 4, weights <= 31:  |sum| <= 4*2*31*127 = 31,496
@@ -182,33 +199,27 @@ struct Dot {
   I32x16 t[kColumns];
   __m256i lo[kColumns], hi[kColumns];  // 16-bit sums of the current run
 
-  template <int kPair, int kPairs>
-  MNEME_INLINE_MEMBER void add_pair(const U8x64& w0, const U8x64& w1, const std::int32_t* q0, const std::int32_t* q1) {
+  template <int kIndex>
+  MNEME_INLINE_MEMBER void add(const U8x64& w, const std::int32_t* q) {
     if constexpr (kRun == 0) {
-      add_signed<kPair == 0>(w0, q0);
-      add_signed<false>(w1, q1);
+      add_signed<kIndex == 0>(w, q);
     } else {
-      add_unsigned<kPair>(w0, w1, q0, q1);
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) add_unsigned<kIndex>(w, q[c], c);
     }
   }
 
  private:
-  template <int kPair>
-  MNEME_INLINE_MEMBER void add_unsigned(const U8x64& w0, const U8x64& w1, const std::int32_t* q0,
-                                        const std::int32_t* q1) {
-    constexpr int kPairsPerRun = kRun / 2;
-    constexpr bool kFirst = kPair % kPairsPerRun == 0;
-    constexpr bool kLast = kPair % kPairsPerRun == kPairsPerRun - 1;
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) {
-      const __m256i a = _mm256_set1_epi32(q0[c]), b = _mm256_set1_epi32(q1[c]);
-      const __m256i lo0 = _mm256_maddubs_epi16(w0.lo, a), hi0 = _mm256_maddubs_epi16(w0.hi, a);
-      lo[c] = kFirst ? lo0 : _mm256_add_epi16(lo[c], lo0);
-      hi[c] = kFirst ? hi0 : _mm256_add_epi16(hi[c], hi0);
-      lo[c] = _mm256_add_epi16(lo[c], _mm256_maddubs_epi16(w1.lo, b));
-      hi[c] = _mm256_add_epi16(hi[c], _mm256_maddubs_epi16(w1.hi, b));
-      if constexpr (kLast) end_run<(kPair < kPairsPerRun)>(c);
-    }
+  template <int kIndex>
+  MNEME_INLINE_MEMBER void add_unsigned(const U8x64& w, std::int32_t q, int c) {
+    const __m256i x = _mm256_set1_epi32(q);
+    const __m256i a = _mm256_maddubs_epi16(w.lo, x), b = _mm256_maddubs_epi16(w.hi, x);
+    constexpr bool kFirst = kIndex % kRun == 0, kLast = kIndex % kRun == kRun - 1;
+    lo[c] = kFirst ? a : _mm256_add_epi16(lo[c], a);
+    hi[c] = kFirst ? b : _mm256_add_epi16(hi[c], b);
+    pin(lo[c]);
+    pin(hi[c]);
+    if constexpr (kLast) end_run<(kIndex < kRun)>(c);
   }
 
   template <bool kStart>
@@ -230,6 +241,8 @@ struct Dot {
       const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w.hi)), ones);
       t[c].lo = kStart ? a : _mm256_add_epi32(t[c].lo, a);
       t[c].hi = kStart ? b : _mm256_add_epi32(t[c].hi, b);
+      pin(t[c].lo);
+      pin(t[c].hi);
     }
   }
 };

@@ -130,6 +130,9 @@ MNEME_INLINE I32x16 load_i8(const std::byte* p) {
 MNEME_INLINE U8x64 load_bytes(const std::byte* p) {
   return {_mm512_loadu_si512(p)};
 }
+MNEME_INLINE void store_bytes(U8x64 a, std::byte* p) {
+  _mm512_storeu_si512(p, a.v);
+}
 MNEME_INLINE U8x64 bytes_or(U8x64 a, U8x64 b) {
   return {_mm512_or_si512(a.v, b.v)};
 }
@@ -167,15 +170,17 @@ template <int kRun, int kColumns>
 struct Dot {
   I32x16 t[kColumns];
 
-  template <int kPair, int kPairs>
-  MNEME_INLINE_MEMBER void add_pair(const U8x64& w0, const U8x64& w1, const std::int32_t* q0, const std::int32_t* q1) {
-    const __m512i flip = _mm512_set1_epi8(kRun == 0 ? -128 : 0);
-    const __m512i u0 = _mm512_xor_si512(w0.v, flip), u1 = _mm512_xor_si512(w1.v, flip);
+  template <int kIndex>
+  MNEME_INLINE_MEMBER void add(const U8x64& w, const std::int32_t* q) {
+    const __m512i u = kRun == 0 ? _mm512_xor_si512(w.v, _mm512_set1_epi8(-128)) : w.v;
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
-      const __m512i a = _mm512_set1_epi32(q0[c]), b = _mm512_set1_epi32(q1[c]);
-      const __m512i start = kPair == 0 ? _mm512_setzero_si512() : t[c].v;
-      t[c].v = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, u0, a), u1, b);
+      t[c].v = _mm512_dpbusd_epi32(kIndex == 0 ? _mm512_setzero_si512() : t[c].v, u, _mm512_set1_epi32(q[c]));
     }
   }
 };
+
+// The unpacked block stays in registers.
+MNEME_INLINE const std::byte* as_memory(const std::byte* block) {
+  return block;
+}

@@ -171,6 +171,9 @@ MNEME_INLINE U8x64 load_bytes(const std::byte* p) {
   std::memcpy(r.byte, p, sizeof r.byte);
   return r;
 }
+MNEME_INLINE void store_bytes(U8x64 a, std::byte* p) {
+  std::memcpy(p, a.byte, sizeof a.byte);
+}
 MNEME_INLINE U8x64 bytes_or(U8x64 a, U8x64 b) {
   MNEME_LANES(64) a.byte[i] |= b.byte[i];
   return a;
@@ -210,24 +213,25 @@ MNEME_INLINE void store_f64(F64x8 a, double* p) {
 }
 
 // t[c][row] = sum over the added vectors of w[row][4] * q[c][4], exact. kRun: how many products of unsigned weights fit
-// into 16 bits (not needed here); 0: the weights are signed bytes.
+// into 16 bits (not needed here); 0: the weights are signed bytes. The vectors come as kIndex = 0, 1, ...
 template <int kRun, int kColumns>
 struct Dot {
   I32x16 t[kColumns];
 
-  // The vectors 2*kPair and 2*kPair + 1 of the sum; pair 0 starts it, pair kPairs - 1 ends it.
-  template <int kPair, int kPairs>
-  MNEME_INLINE_MEMBER void add_pair(const U8x64& w0, const U8x64& w1, const std::int32_t* q0, const std::int32_t* q1) {
+  template <int kIndex>
+  MNEME_INLINE_MEMBER void add(const U8x64& w, const std::int32_t* q) {
     for (int c = 0; c < kColumns; ++c) {
-      if (kPair == 0) t[c] = iset1(0);
-      std::int8_t a[4], b[4];
-      std::memcpy(a, q0 + c, 4);
-      std::memcpy(b, q1 + c, 4);
-      MNEME_LANES(64) t[c].lane[i / 4] += weight(w0.byte[i]) * a[i % 4] + weight(w1.byte[i]) * b[i % 4];
+      if (kIndex == 0) t[c] = iset1(0);
+      std::int8_t x[4];
+      std::memcpy(x, q + c, 4);
+      MNEME_LANES(64) t[c].lane[i / 4] += weight(w.byte[i]) * x[i % 4];
     }
   }
 
+ private:
   static MNEME_INLINE_MEMBER int weight(std::uint8_t byte) { return kRun == 0 ? static_cast<std::int8_t>(byte) : byte; }
 };
 
-MNEME_INLINE void prefetch(const std::byte*) {}
+MNEME_INLINE const std::byte* as_memory(const std::byte* block) {
+  return block;
+}

@@ -20,14 +20,6 @@ MNEME_INLINE void panel_vector(const U8x64& w, F32x16 a, F32x16 c, float* panel)
   store(dequantised<W, 3>(w, a, c), panel + 48);
 }
 
-template <class W>
-MNEME_INLINE void unpack_block(const std::byte* at, U8x64* w) {
-  W::template pair<0>(at, w[0], w[4]);
-  W::template pair<1>(at, w[1], w[5]);
-  W::template pair<2>(at, w[2], w[6]);
-  W::template pair<3>(at, w[3], w[7]);
-}
-
 // The scale of elements 16-31 of a block.
 template <class W>
 MNEME_INLINE F32x16 upper_scale(const BlockScales& scales) {
@@ -39,11 +31,11 @@ static void quantised_panel(const std::byte* group, std::size_t first, std::size
   using W = Weights<kType>;
   for (std::size_t b = first / kBlock; b < (first + n) / kBlock; ++b) {
     const std::byte* at = W::block(group, b);
-    U8x64 w[8];
+    alignas(64) std::byte w[8 * 64];
     unpack_block<W>(at, w);
     const BlockScales scales = W::scales(group, b, at);
     for (int g = 0; g < 8; ++g, panel += 64) {
-      panel_vector<W>(w[g], g < 4 ? scales.a : upper_scale<W>(scales), scales.second, panel);
+      panel_vector<W>(load_bytes(w + 64 * g), g < 4 ? scales.a : upper_scale<W>(scales), scales.second, panel);
     }
   }
 }
@@ -87,6 +79,7 @@ static void f32_tile(const float* panel, std::size_t n, const float* x, std::siz
   for (; c + kF32Columns <= n_columns; c += kF32Columns) {
     f32_tile_columns<kF32Columns>(panel, n, x + c * stride, stride, acc + 16 * c);
   }
+  for (; c + 4 <= n_columns; c += 4) f32_tile_columns<4>(panel, n, x + c * stride, stride, acc + 16 * c);
   for (; c + 2 <= n_columns; c += 2) f32_tile_columns<2>(panel, n, x + c * stride, stride, acc + 16 * c);
   if (c < n_columns) f32_tile_columns<1>(panel, n, x + c * stride, stride, acc + 16 * c);
 }
@@ -134,30 +127,48 @@ MNEME_INLINE F32x16 fused_vector(F32x16 sum, const U8x64& w, F32x16 a, F32x16 c,
   return fma(dequantised<W, 3>(w, a, c), set1(x[3]), sum);
 }
 
-template <DType kType>
-static void quantised_column(const std::byte* groups, std::size_t n_groups, std::size_t n_in, const float* x,
-                             float* acc) {
+// kGroups groups side by side, so that their fma chains overlap.
+template <DType kType, std::size_t kGroups>
+MNEME_INLINE void quantised_columns(const std::byte* groups, std::size_t n_in, const float* x, float* acc) {
   using W = Weights<kType>;
   constexpr std::size_t kChunkBlocks = kChunk / kBlock;
   const std::size_t stride = group_bytes(kType, n_in);
-  for (std::size_t g = 0; g < n_groups; ++g) {
-    const std::byte* group = groups + g * stride;
-    F32x16 total = set1(0.0f), sum = total;
-    for (std::size_t b = 0; b < n_in / kBlock; ++b) {
-      if (b % kChunkBlocks == 0 && b != 0) {
-        total = add(total, sum);
-        sum = set1(0.0f);
-      }
-      const std::byte* at = W::block(group, b);
-      U8x64 w[8];
-      unpack_block<W>(at, w);
-      const BlockScales scales = W::scales(group, b, at);
-#pragma GCC unroll 8
-      for (int v = 0; v < 8; ++v) {
-        sum = fused_vector<W>(sum, w[v], v < 4 ? scales.a : upper_scale<W>(scales), scales.second,
-                              x + b * kBlock + 4 * static_cast<std::size_t>(v));
+  F32x16 totals[kGroups], sums[kGroups];
+#pragma GCC unroll 4
+  for (std::size_t g = 0; g < kGroups; ++g) totals[g] = sums[g] = set1(0.0f);
+  for (std::size_t b = 0; b < n_in / kBlock; ++b) {
+    alignas(64) std::byte unpacked[kGroups][8 * 64];
+    BlockScales scales[kGroups];
+#pragma GCC unroll 4
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      const std::byte* at = W::block(groups + g * stride, b);
+      unpack_block<W>(at, unpacked[g]);
+      scales[g] = W::scales(groups + g * stride, b, at);
+      if (b % kChunkBlocks == 0) {
+        totals[g] = add(totals[g], sums[g]);
+        sums[g] = set1(0.0f);
       }
     }
-    store(add(total, sum), acc + 16 * g);
+    const std::byte* w = as_memory(unpacked[0]);
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < 8; ++v) {
+#pragma GCC unroll 4
+      for (std::size_t g = 0; g < kGroups; ++g) {
+        const F32x16 a = v < 4 ? scales[g].a : upper_scale<W>(scales[g]);
+        const U8x64 bytes = load_bytes(w + 64 * (8 * g + v));
+        sums[g] = fused_vector<W>(sums[g], bytes, a, scales[g].second, x + b * kBlock + 4 * v);
+      }
+    }
   }
+#pragma GCC unroll 4
+  for (std::size_t g = 0; g < kGroups; ++g) store(add(totals[g], sums[g]), acc + 16 * g);
+}
+
+template <DType kType>
+static void quantised_column(const std::byte* groups, std::size_t n_groups, std::size_t n_in, const float* x,
+                             float* acc) {
+  const std::size_t stride = group_bytes(kType, n_in);
+  std::size_t g = 0;
+  for (; g + 2 <= n_groups; g += 2) quantised_columns<kType, 2>(groups + g * stride, n_in, x, acc + 16 * g);
+  if (g < n_groups) quantised_columns<kType, 1>(groups + g * stride, n_in, x, acc + 16 * g);
 }

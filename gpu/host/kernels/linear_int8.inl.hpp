@@ -31,101 +31,113 @@ MNEME_INLINE I32x16 minus_offset(I32x16 t, std::int32_t sum) {
   return t;
 }
 
+// dot += vectors kFirst .. kFirst + 3 of a block with the 4 groups of activations that belong to them.
+template <int kIndex, int kFirst, class D>
+MNEME_INLINE void add_vectors(D& dot, const std::byte* w, const std::int32_t* q) {
+  dot.template add<kIndex>(load_bytes(w + 64 * kFirst), q + kFirst * kPackColumns);
+  dot.template add<kIndex + 1>(load_bytes(w + 64 * (kFirst + 1)), q + (kFirst + 1) * kPackColumns);
+  dot.template add<kIndex + 2>(load_bytes(w + 64 * (kFirst + 2)), q + (kFirst + 2) * kPackColumns);
+  dot.template add<kIndex + 3>(load_bytes(w + 64 * (kFirst + 3)), q + (kFirst + 3) * kPackColumns);
+}
+
 // The block's contribution to kColumns columns. w: the 8 unpacked vectors; acc: [kColumns][16]
 template <class W, int kColumns>
-MNEME_INLINE void tile_step(const U8x64* w, const BlockScales& scales, const PackBlock& x, std::size_t first,
-                            float* acc) {
-  constexpr std::size_t kP = kPackColumns;
-  const std::int32_t* q = x.q + first;
+MNEME_INLINE void tile_step(const std::byte* w, const BlockScales& scales, const PackBlock& x, float* acc) {
   if constexpr (W::kScales == Scales::two) {
-    Dot<W::kRun, kColumns> low;
-    low.template add_pair<0, 2>(w[0], w[1], q, q + kP);
-    low.template add_pair<1, 2>(w[2], w[3], q + 2 * kP, q + 3 * kP);
+    Dot<W::kRun, kColumns> low, high;
+    add_vectors<0, 0>(low, w, x.q);
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
-      const I32x16 t = minus_offset<W>(low.t[c], x.sum_lo[first + c]);
-      store(scaled(load(acc + 16 * c), t, scales.a, x.d[first + c]), acc + 16 * c);
+      const I32x16 t = minus_offset<W>(low.t[c], x.sum_lo[c]);
+      store(scaled(load(acc + 16 * c), t, scales.a, x.d[c]), acc + 16 * c);
     }
-    Dot<W::kRun, kColumns> high;
-    high.template add_pair<0, 2>(w[4], w[5], q + 4 * kP, q + 5 * kP);
-    high.template add_pair<1, 2>(w[6], w[7], q + 6 * kP, q + 7 * kP);
+    add_vectors<0, 4>(high, w, x.q);
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
-      const I32x16 t = minus_offset<W>(high.t[c], x.sum[first + c] - x.sum_lo[first + c]);
-      store(scaled(load(acc + 16 * c), t, scales.second, x.d[first + c]), acc + 16 * c);
+      const I32x16 t = minus_offset<W>(high.t[c], x.sum[c] - x.sum_lo[c]);
+      store(scaled(load(acc + 16 * c), t, scales.second, x.d[c]), acc + 16 * c);
     }
   } else {
     Dot<W::kRun, kColumns> dot;
-    dot.template add_pair<0, 4>(w[0], w[1], q, q + kP);
-    dot.template add_pair<1, 4>(w[2], w[3], q + 2 * kP, q + 3 * kP);
-    dot.template add_pair<2, 4>(w[4], w[5], q + 4 * kP, q + 5 * kP);
-    dot.template add_pair<3, 4>(w[6], w[7], q + 6 * kP, q + 7 * kP);
+    add_vectors<0, 0>(dot, w, x.q);
+    add_vectors<4, 4>(dot, w, x.q);
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
-      const I32x16 t = minus_offset<W>(dot.t[c], x.sum[first + c]);
-      F32x16 sum = scaled(load(acc + 16 * c), t, scales.a, x.d[first + c]);
-      if constexpr (W::kScales == Scales::min) sum = fma(scales.second, set1(x.s[first + c]), sum);
+      const I32x16 t = minus_offset<W>(dot.t[c], x.sum[c]);
+      F32x16 sum = scaled(load(acc + 16 * c), t, scales.a, x.d[c]);
+      if constexpr (W::kScales == Scales::min) sum = fma(scales.second, set1(x.s[c]), sum);
       store(sum, acc + 16 * c);
     }
   }
 }
 
-// The columns of the last pack that are fewer than kPackColumns.
+template <class W, int kJ>
+MNEME_INLINE void unpack_pair(const std::byte* at, std::byte* w) {
+  U8x64 low, high;
+  W::template pair<kJ>(at, low, high);
+  store_bytes(low, w + 64 * kJ);
+  store_bytes(high, w + 64 * (4 + kJ));
+}
+
+// The 8 vectors of a block. w: [8][64]
 template <class W>
-MNEME_INLINE void tile_rest(std::size_t n, const U8x64* w, const BlockScales& scales, const PackBlock& x, float* acc) {
-  for (std::size_t c = 0; c < n; ++c) tile_step<W, 1>(w, scales, x, c, acc + 16 * c);
+MNEME_INLINE void unpack_block(const std::byte* at, std::byte* w) {
+  unpack_pair<W, 0>(at, w);
+  unpack_pair<W, 1>(at, w);
+  unpack_pair<W, 2>(at, w);
+  unpack_pair<W, 3>(at, w);
 }
 
 template <DType kType>
 static void int8_tile(const std::byte* group, std::size_t n_blocks, const std::byte* packs, std::size_t n_columns,
                       float* acc) {
   using W = Weights<kType>;
-  for (std::size_t c = 0; c < n_columns; ++c) store(set1(0.0f), acc + 16 * c);
   const std::size_t pack_bytes = n_blocks * kPackBlockBytes;
-  const std::size_t n_full = n_columns / kPackColumns;
-  const std::size_t rest = n_columns % kPackColumns;
+  // A pack with several columns is worked off whole: its padding costs less than column by column.
+  const std::size_t n_packs = (n_columns + kPackColumns - 2) / kPackColumns;
+  const bool is_single = n_columns % kPackColumns == 1;
+  for (std::size_t c = 0; c < n_packs * kPackColumns + is_single; ++c) store(set1(0.0f), acc + 16 * c);
   for (std::size_t b = 0; b < n_blocks; ++b) {
     const std::byte* at = W::block(group, b);
-    U8x64 w[8];
-    W::template pair<0>(at, w[0], w[4]);
-    W::template pair<1>(at, w[1], w[5]);
-    W::template pair<2>(at, w[2], w[6]);
-    W::template pair<3>(at, w[3], w[7]);
+    alignas(64) std::byte unpacked[8 * 64];
+    unpack_block<W>(at, unpacked);
     const BlockScales scales = W::scales(group, b, at);
-    for (std::size_t p = 0; p < n_full; ++p) {
-      tile_step<W, kPackColumns>(w, scales, pack_block(packs + p * pack_bytes, b), 0, acc + p * kPackColumns * 16);
+    const std::byte* w = as_memory(unpacked);
+    for (std::size_t p = 0; p < n_packs; ++p) {
+      tile_step<W, kPackColumns>(w, scales, pack_block(packs + p * pack_bytes, b), acc + p * kPackColumns * 16);
     }
-    if (rest != 0) {
-      tile_rest<W>(rest, w, scales, pack_block(packs + n_full * pack_bytes, b), acc + n_full * kPackColumns * 16);
-    }
+    if (is_single) tile_step<W, 1>(w, scales, pack_block(packs + n_packs * pack_bytes, b), acc + (n_columns - 1) * 16);
   }
+}
+
+// dot_low += vector kJ, dot_high += vector 4 + kJ of the block, straight from the packed weights.
+template <class W, int kJ, int kLowIndex, int kHighIndex, class D>
+MNEME_INLINE void add_packed(D& dot_low, D& dot_high, const std::byte* at, const std::int32_t* q) {
+  U8x64 low, high;
+  W::template pair<kJ>(at, low, high);
+  dot_low.template add<kLowIndex>(low, q + kJ * kPackColumns);
+  dot_high.template add<kHighIndex>(high, q + (4 + kJ) * kPackColumns);
 }
 
 // One block and one column, unpacking as it goes: the vectors never leave the registers.
 template <class W>
 MNEME_INLINE F32x16 column_step(F32x16 acc, const std::byte* group, std::size_t b, const PackBlock& x) {
-  constexpr std::size_t kP = kPackColumns;
   const std::byte* at = W::block(group, b);
   const BlockScales scales = W::scales(group, b, at);
-  U8x64 w0, w1, w4, w5;
-  W::template pair<0>(at, w0, w4);
-  W::template pair<1>(at, w1, w5);
   if constexpr (W::kScales == Scales::two) {
     Dot<W::kRun, 1> low, high;
-    low.template add_pair<0, 2>(w0, w1, x.q, x.q + kP);
-    high.template add_pair<0, 2>(w4, w5, x.q + 4 * kP, x.q + 5 * kP);
-    W::template pair<2>(at, w0, w4);
-    W::template pair<3>(at, w1, w5);
-    low.template add_pair<1, 2>(w0, w1, x.q + 2 * kP, x.q + 3 * kP);
-    high.template add_pair<1, 2>(w4, w5, x.q + 6 * kP, x.q + 7 * kP);
+    add_packed<W, 0, 0, 0>(low, high, at, x.q);
+    add_packed<W, 1, 1, 1>(low, high, at, x.q);
+    add_packed<W, 2, 2, 2>(low, high, at, x.q);
+    add_packed<W, 3, 3, 3>(low, high, at, x.q);
     acc = scaled(acc, minus_offset<W>(low.t[0], x.sum_lo[0]), scales.a, x.d[0]);
     return scaled(acc, minus_offset<W>(high.t[0], x.sum[0] - x.sum_lo[0]), scales.second, x.d[0]);
   } else {
     Dot<W::kRun, 1> dot;
-    dot.template add_pair<0, 4>(w0, w1, x.q, x.q + kP);
-    dot.template add_pair<1, 4>(w4, w5, x.q + 4 * kP, x.q + 5 * kP);
-    W::template pair<2>(at, w0, w4);
-    W::template pair<3>(at, w1, w5);
-    dot.template add_pair<2, 4>(w0, w1, x.q + 2 * kP, x.q + 3 * kP);
-    dot.template add_pair<3, 4>(w4, w5, x.q + 6 * kP, x.q + 7 * kP);
+    add_packed<W, 0, 0, 1>(dot, dot, at, x.q);
+    add_packed<W, 1, 2, 3>(dot, dot, at, x.q);
+    add_packed<W, 2, 4, 5>(dot, dot, at, x.q);
+    add_packed<W, 3, 6, 7>(dot, dot, at, x.q);
     acc = scaled(acc, minus_offset<W>(dot.t[0], x.sum[0]), scales.a, x.d[0]);
     if constexpr (W::kScales == Scales::min) acc = fma(scales.second, set1(x.s[0]), acc);
     return acc;
