@@ -20,7 +20,8 @@ namespace {
 
 #include "gpu/host/kernels/math.inl.hpp"
 
-constexpr int kMaxTileRows = 96;             // amortises the conversion of a split; its queries (24 KiB at 64) fit L1
+constexpr int kMaxTileRows =
+    48;  // a tile's queries (12 KiB at head_dim 64) share the first-level cache with two strips
 constexpr int kMinTileRows = 24;             // below, converting keys costs more than it helps to have more tasks
 constexpr int kTasksPerThread = 4;           // enough to even out the load
 constexpr int kDecodeRows = 12;              // up to here keys are converted in small blocks that stay in L1
@@ -279,9 +280,15 @@ bool Attention::attend(const Tile& tile, const Split& split, const TileScratch& 
   const KvSpan& span = args_.spans[split.span];
   const std::int64_t first = split.first + keys.begin;
   const int n = static_cast<int>(keys.end - keys.begin);
-  kernels_.pack_values(span.type, vector_at(span.v, span.type, span.head_stride, tile.kv_head, first, dim_),
-                       value_scales(span, tile.kv_head, first), n, dim_, s.values);
-  kernels_.weighted_sum(s.logits + keys.begin, rows_of(tile), s.values, n, dim_, out);
+  const void* values = vector_at(span.v, span.type, span.head_stride, tile.kv_head, first, dim_);
+  const std::uint16_t* scales = value_scales(span, tile.kv_head, first);
+  const float* weights = s.logits + keys.begin;
+  if (rows_of(tile) <= kDirectRows) {
+    kernels_.weighted_sum_stored(span.type, weights, rows_of(tile), values, scales, n, dim_, out);
+  } else {
+    kernels_.pack_values(span.type, values, scales, n, dim_, s.values);
+    kernels_.weighted_sum(weights, rows_of(tile), s.values, n, dim_, out);
+  }
   return true;
 }
 

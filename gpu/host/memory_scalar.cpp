@@ -83,6 +83,19 @@ void weighted_sum(const float* weights, int n_rows, const float* values, int n_k
   }
 }
 
+void weighted_sum_stored(KvType type, const float* weights, int n_rows, const void* values, const std::uint16_t* scales,
+                         int n_keys, int head_dim, float* out) {
+  for (int r = 0; r < n_rows; ++r) {
+    float* row = out + r * padded_dim(head_dim);
+    for (int j = 0; j < head_dim; ++j) row[j] = 0.0f;
+    for (int t = 0; t < n_keys; ++t) {
+      const float weight = weights[r * kSplitKeys + t];
+      const float scale = scales == nullptr ? 1.0f : f16_to_f32(scales[t]);
+      for (int j = 0; j < head_dim; ++j) row[j] += weight * (load(type, values, t * head_dim + j) * scale);
+    }
+  }
+}
+
 void merge(int n_rows, int head_dim, const RowStat* stats, const float* out, RowStat* total, float* total_out) {
   const int stride = padded_dim(head_dim);
   for (int r = 0; r < n_rows; ++r) {
@@ -170,8 +183,9 @@ void narrow(const float* x, int n, KvType type, void* out) {
 
 const MemoryKernels* memory_kernels_scalar() noexcept {
   static constexpr MemoryKernels kTable = {
-      pack_queries, pack_keys,    pack_values, logits,    softmax,  weighted_sum, merge, finish,
-      add_mass,     max_in_place, vote_stat,   add_votes, dot_rows, rotate,       widen, narrow,
+      pack_queries,        pack_keys, pack_values, logits,   softmax,      weighted_sum,
+      weighted_sum_stored, merge,     finish,      add_mass, max_in_place, vote_stat,
+      add_votes,           dot_rows,  rotate,      widen,    narrow,
   };
   return &kTable;
 }

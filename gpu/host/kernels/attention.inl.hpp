@@ -84,17 +84,6 @@ inline void multiply(const float* left, int left_block, int n_rows, const float*
 
 // ---- panels
 
-// Query panel: blocks of kRowBlock rows, each [channel][kRowBlock]; a short last block is filled with zeros.
-inline void pack_queries(const float* const* rows, int n_rows, int head_dim, float scale, float* panel) {
-  for (int r = 0; r < n_rows; r += kRowBlock) {
-    for (int k = 0; k < kRowBlock; ++k) {
-      const float* row = r + k < n_rows ? rows[r + k] : nullptr;
-      for (int j = 0; j < head_dim; ++j) panel[j * kRowBlock + k] = row == nullptr ? 0.0f : row[j] * scale;
-    }
-    panel += kRowBlock * head_dim;
-  }
-}
-
 template <KvType Type>
 inline __m256 load8(const void* x, int i) {
   if constexpr (Type == KvType::f32) {
@@ -133,25 +122,89 @@ inline void store_transposed(const __m256* rows, float* to, int stride) {
   }
 }
 
+// Query panel: blocks of kRowBlock rows, each [channel][kRowBlock]; a short last block is filled with zeros.
+inline void pack_queries(const float* const* rows, int n_rows, int head_dim, float scale, float* panel) {
+  constexpr int kLanes = (kRowBlock + 7) / 8 * 8;
+  float block[8 * kLanes];  // [channel][row]
+  for (int r = 0; r < n_rows; r += kRowBlock) {
+    for (int j = 0; j < head_dim; j += 8) {
+      for (int k = 0; k < kLanes; k += 8) {
+        __m256 x[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          const bool is_row = k + i < kRowBlock && r + k + i < n_rows;
+          x[i] =
+              is_row ? _mm256_mul_ps(_mm256_loadu_ps(rows[r + k + i] + j), _mm256_set1_ps(scale)) : _mm256_setzero_ps();
+        }
+        store_transposed(x, block + k, kLanes);
+      }
+      for (int i = 0; i < 8; ++i) {
+        __builtin_memcpy(panel + i * kRowBlock, block + i * kLanes, kRowBlock * sizeof(float));
+      }
+      panel += 8 * kRowBlock;
+    }
+  }
+}
+
+// Eight keys of 16 half-precision channels, transposed before they are widened: half the shuffles of doing it after.
+// Row c of the result (channel c, 8 keys) is stored at to + c * kStrip.
+inline void store_transposed_f16(const void* const* keys, int n_keys, int j, float* to) {
+  __m256i x[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const auto* key = static_cast<const std::uint16_t*>(keys[i < n_keys ? i : 0]) + j;
+    x[i] = i < n_keys ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(key)) : _mm256_setzero_si256();
+  }
+  __m256i a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // a[i], a[i + 4]: channels 0-3 and 4-7 (and + 8) of keys 2i, 2i + 1
+    a[i] = _mm256_unpacklo_epi16(x[2 * i], x[2 * i + 1]);
+    a[i + 4] = _mm256_unpackhi_epi16(x[2 * i], x[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // b[2i], b[2i + 1]: two channel pairs of keys 0-3 (i even) or 4-7 (i odd)
+    const int from = i / 2 * 4 + i % 2 * 2;
+    b[2 * i] = _mm256_unpacklo_epi32(a[from], a[from + 1]);
+    b[2 * i + 1] = _mm256_unpackhi_epi32(a[from], a[from + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // channels 2i and 2i + 1 of all keys; their upper halves are channels + 8
+    const int from = i / 2 * 4 + i % 2;
+    const __m256i even = _mm256_unpacklo_epi64(b[from], b[from + 2]);
+    const __m256i odd = _mm256_unpackhi_epi64(b[from], b[from + 2]);
+    _mm256_storeu_ps(to + 2 * i * kStrip, _mm256_cvtph_ps(_mm256_castsi256_si128(even)));
+    _mm256_storeu_ps(to + (2 * i + 1) * kStrip, _mm256_cvtph_ps(_mm256_castsi256_si128(odd)));
+    _mm256_storeu_ps(to + (2 * i + 8) * kStrip, _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)));
+    _mm256_storeu_ps(to + (2 * i + 9) * kStrip, _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1)));
+  }
+}
+
+// Eight keys of eight channels.
+template <KvType Type>
+inline void store_transposed_keys(const void* const* keys, const std::uint16_t* scales, int n_keys, int j, float* to) {
+  __m256 rows[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) rows[i] = i < n_keys ? load8<Type>(keys[i], j) : _mm256_setzero_ps();
+  if constexpr (Type == KvType::q8) {
+    const __m256 scale = load8<KvType::f16>(scales, j);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = _mm256_mul_ps(rows[i], scale);
+  }
+  store_transposed(rows, to, kStrip);
+}
+
 // Key panel: strips of kStrip keys, each [channel][kStrip]; keys missing from the last strip are zeros.
 template <KvType Type>
 inline void pack_key_strips(const void* const* keys, const std::uint16_t* scales, int n_keys, int head_dim,
                             float* panel) {
   for (int t = 0; t < (n_keys + kStrip - 1) / kStrip * kStrip; t += 8) {
     float* to = panel + static_cast<std::int64_t>(t / kStrip) * kStrip * head_dim + t % kStrip;
-    for (int j = 0; j < head_dim; j += 8) {
-      __m256 rows[8];
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        rows[i] = t + i < n_keys ? load8<Type>(keys[t + i], j) : _mm256_setzero_ps();
-      }
-      if constexpr (Type == KvType::q8) {
-        const __m256 scale = load8<KvType::f16>(scales, j);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) rows[i] = _mm256_mul_ps(rows[i], scale);
-      }
-      store_transposed(rows, to + static_cast<std::int64_t>(j) * kStrip, kStrip);
+    const int n = n_keys - t < 8 ? n_keys - t : 8;  // may be negative: no key of this group exists
+    int j = 0;
+    if constexpr (Type == KvType::f16) {
+      for (; n > 0 && j + 16 <= head_dim; j += 16) store_transposed_f16(keys + t, n, j, to + j * kStrip);
     }
+    for (; j < head_dim; j += 8) store_transposed_keys<Type>(keys + t, scales, n, j, to + j * kStrip);
   }
 }
 
@@ -167,18 +220,28 @@ inline void pack_keys(KvType type, const void* const* keys, const std::uint16_t*
   }
 }
 
+// Eight channels of one token's value. scale: of the token, q8 only.
+template <KvType Type>
+inline __m256 load_value8(const char* row, int j, [[maybe_unused]] const std::uint16_t* scale) {
+  const __m256 x = load8<Type>(row, j);
+  if constexpr (Type == KvType::q8) return _mm256_mul_ps(x, _mm256_set1_ps(f16_to_f32(*scale)));
+  return x;
+}
+
 // Value panel: strips of kStrip channels, each [key][kStrip]; channels beyond head_dim are zeros.
 template <KvType Type>
 inline void pack_value_strips(const void* values, const std::uint16_t* scales, int n_keys, int head_dim, float* panel) {
-  const std::int64_t strip_stride = static_cast<std::int64_t>(n_keys) * kStrip;
-  for (int t = 0; t < n_keys; ++t) {
-    const auto* row = static_cast<const char*>(values) + static_cast<std::int64_t>(t) * head_dim * element_bytes(Type);
-    float* to = panel + static_cast<std::int64_t>(t) * kStrip;
-    [[maybe_unused]] const __m256 scale = Type == KvType::q8 ? _mm256_set1_ps(f16_to_f32(scales[t])) : __m256{};
-    for (int j = 0; j < (head_dim + kStrip - 1) / kStrip * kStrip; j += 8) {
-      __m256 x = j < head_dim ? load8<Type>(row, j) : _mm256_setzero_ps();
-      if constexpr (Type == KvType::q8) x = _mm256_mul_ps(x, scale);
-      _mm256_storeu_ps(to + j / kStrip * strip_stride + j % kStrip, x);
+  const std::int64_t row_bytes = head_dim * static_cast<std::int64_t>(element_bytes(Type));
+  for (int j = 0; j < head_dim; j += kStrip) {
+    const auto* row = static_cast<const char*>(values);
+    for (int t = 0; t < n_keys; ++t) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kStrip; c += 8) {
+        const bool exists = j + c < head_dim;
+        _mm256_storeu_ps(panel + c, exists ? load_value8<Type>(row, j + c, scales + t) : _mm256_setzero_ps());
+      }
+      row += row_bytes;
+      panel += kStrip;
     }
   }
 }
@@ -209,34 +272,108 @@ inline void weighted_sum(const float* weights, int n_rows, const float* values, 
                           (head_dim + kStrip - 1) / kStrip, n_keys, out, padded_dim(head_dim));
 }
 
-// The vectors [first, last) that hold the keys [begin, end); their lanes outside the range are set to -inf.
-struct VectorRange {
+// weighted_sum for few rows, straight from the stored values: C times eight channels of R rows at a time. The same
+// chains of multiply-adds, so the same bits.
+template <KvType Type, int R, int C>
+inline void sum_stored(const float* weights, const char* values, const std::uint16_t* scales, int n_keys,
+                       std::int64_t row_bytes, int j, float* out, int out_stride) {
+  __m256 acc[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) acc[r][c] = _mm256_setzero_ps();
+  }
+  for (int t = 0; t < n_keys; ++t) {
+    // Weights first, then one vector of values at a time: R * C + R + 1 registers.
+    __m256 weight[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) weight[r] = _mm256_set1_ps(weights[r * kSplitKeys + t]);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const __m256 v = load_value8<Type>(values, j + c * 8, scales + t);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][c] = _mm256_fmadd_ps(weight[r], v, acc[r][c]);
+    }
+    values += row_bytes;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) _mm256_storeu_ps(out + r * out_stride + j + c * 8, acc[r][c]);
+  }
+}
+
+template <KvType Type, int R>
+inline void sum_stored_rows(const float* weights, int n_rows, const char* values, const std::uint16_t* scales,
+                            int n_keys, int head_dim, float* out) {
+  if constexpr (R > 1) {
+    if (n_rows < R) return sum_stored_rows<Type, R - 1>(weights, n_rows, values, scales, n_keys, head_dim, out);
+  }
+  constexpr int kColumns = R <= 3 ? 4 : 2;
+  const std::int64_t row_bytes = head_dim * static_cast<std::int64_t>(element_bytes(Type));
+  const int stride = padded_dim(head_dim);
+  int j = 0;
+  for (; j + kColumns * 8 <= head_dim; j += kColumns * 8) {
+    sum_stored<Type, R, kColumns>(weights, values, scales, n_keys, row_bytes, j, out, stride);
+  }
+  for (; j < head_dim; j += 8) sum_stored<Type, R, 1>(weights, values, scales, n_keys, row_bytes, j, out, stride);
+}
+
+inline void weighted_sum_stored(KvType type, const float* weights, int n_rows, const void* values,
+                                const std::uint16_t* scales, int n_keys, int head_dim, float* out) {
+  const auto* rows = static_cast<const char*>(values);
+  switch (type) {
+    case KvType::f32:
+      return sum_stored_rows<KvType::f32, kDirectRows>(weights, n_rows, rows, scales, n_keys, head_dim, out);
+    case KvType::f16:
+      return sum_stored_rows<KvType::f16, kDirectRows>(weights, n_rows, rows, scales, n_keys, head_dim, out);
+    case KvType::q8:
+      return sum_stored_rows<KvType::q8, kDirectRows>(weights, n_rows, rows, scales, n_keys, head_dim, out);
+  }
+}
+
+// The groups of four vectors [first, last) that hold the keys [begin, end); their lanes outside are set to -inf.
+constexpr int kGroup = 32;
+struct GroupRange {
   int first;
   int last;
 };
-inline VectorRange mask_range(float* row, RowRange range) {
-  const VectorRange vectors{range.begin / kWidth * kWidth, (range.end + kWidth - 1) / kWidth * kWidth};
+inline GroupRange mask_range(float* row, RowRange range) {
+  const GroupRange groups{range.begin / kGroup * kGroup, (range.end + kGroup - 1) / kGroup * kGroup};
   const float lowest = -float_from_bits(0x7F800000u);
-  for (int t = vectors.first; t < range.begin; ++t) row[t] = lowest;
-  for (int t = range.end; t < vectors.last; ++t) row[t] = lowest;
-  return vectors;
+  for (int t = groups.first; t < range.begin; ++t) row[t] = lowest;
+  for (int t = range.end; t < groups.last; ++t) row[t] = lowest;
+  return groups;
 }
 
+// Four maxima and four sums, so that neither is one long chain; a group's vectors always go to the same ones.
 inline RowStat softmax_row(float* row, RowRange range, int n_keys) {
-  const VectorRange vectors = mask_range(row, range);
-  vf largest = vset(-float_from_bits(0x7F800000u));
-  for (int t = vectors.first; t < vectors.last; t += kWidth) largest = vmax(vload(row + t), largest);
-  const float m = vmax_lane(largest);
-  const vf shift = vset(m);
-  vf sum = vzero();
-  for (int t = vectors.first; t < vectors.last; t += kWidth) {
-    const vf p = vexp2(vsub(vload(row + t), shift));
-    vstore(row + t, p);
-    sum = vadd(sum, p);
+  constexpr int kVectors = kGroup / kWidth;
+  const GroupRange groups = mask_range(row, range);
+  vf largest[kVectors], sum[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) largest[k] = vset(-float_from_bits(0x7F800000u)), sum[k] = vzero();
+  for (int t = groups.first; t < groups.last; t += kGroup) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) largest[k] = vmax(vload(row + t + k * kWidth), largest[k]);
   }
-  for (int t = 0; t < vectors.first; t += kWidth) vstore(row + t, vzero());
-  for (int t = vectors.last; t < n_keys; t += kWidth) vstore(row + t, vzero());
-  return {m, vsum(sum)};
+#pragma GCC unroll 4
+  for (int k = 1; k < kVectors; ++k) largest[0] = vmax(largest[k], largest[0]);
+  const float m = vmax_lane(largest[0]);
+  const vf shift = vset(m);
+  for (int t = groups.first; t < groups.last; t += kGroup) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      const vf p = vexp2(vsub(vload(row + t + k * kWidth), shift));
+      vstore(row + t + k * kWidth, p);
+      sum[k] = vadd(sum[k], p);
+    }
+  }
+  for (int t = 0; t < groups.first; ++t) row[t] = 0.0f;
+  for (int t = groups.last; t < padded_keys(n_keys); ++t) row[t] = 0.0f;
+#pragma GCC unroll 4
+  for (int k = 1; k < kVectors; ++k) sum[0] = vadd(sum[0], sum[k]);
+  return {m, vsum(sum[0])};
 }
 
 inline void softmax(float* logits, int n_rows, const RowRange* ranges, int n_keys, RowStat* stats) {
@@ -280,8 +417,8 @@ inline void finish(int head_dim, RowStat total, const float* total_out, float* o
 
 inline void add_mass(float* logits, RowRange range, float lse, float* mass) {
   if (range.begin >= range.end) return;
-  const VectorRange vectors = mask_range(logits, range);
-  for (int t = vectors.first; t < vectors.last; t += kWidth) {
+  const GroupRange groups = mask_range(logits, range);
+  for (int t = groups.first; t < groups.last; t += kWidth) {
     vstore(mass + t, vadd(vload(mass + t), vexp2(vsub(vload(logits + t), vset(lse)))));
   }
 }

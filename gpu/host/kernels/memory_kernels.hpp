@@ -17,6 +17,8 @@ namespace mneme::gpu::host {
 
 constexpr int kSplitKeys = 128;  // also the stride, in floats, between the rows of logits
 
+constexpr int kDirectRows = 6;  // up to here values are used as stored instead of being copied to a panel
+
 // Floats between two rows of partial outputs, and between two keys' worth of a value panel: head_dim padded so that
 // every ISA's strips fit. The same for keys in a panel or a row of logits.
 constexpr int padded_dim(int head_dim) noexcept {
@@ -67,6 +69,9 @@ struct MemoryKernels {
   // out[row] = sum over ascending keys of weight * value. weights: row r at r * kSplitKeys, 0 for a key that the row
   // does not see; values: panel of n_keys; out: [n_rows][padded_dim].
   void (*weighted_sum)(const float* weights, int n_rows, const float* values, int n_keys, int head_dim, float* out);
+  // The same for n_rows <= kDirectRows, without a panel: values: [n_keys][head_dim] of `type`.
+  void (*weighted_sum_stored)(KvType type, const float* weights, int n_rows, const void* values,
+                              const std::uint16_t* scales, int n_keys, int head_dim, float* out);
   // Adds the partial softmax (stats, out) of later keys to (total, total_out), row by row; l = 0 changes nothing.
   void (*merge)(int n_rows, int head_dim, const RowStat* stats, const float* out, RowStat* total, float* total_out);
   // out[head_dim] = total_out / l, zeros for l = 0.
