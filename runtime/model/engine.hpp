@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "memory/context.hpp"
 #include "runtime/model/transformer.hpp"
@@ -46,7 +47,8 @@ class Session {
   std::int64_t prefill_some_with_logits(std::span<const TokenId> rest, std::span<const float>& logits);
 
  private:
-  std::int64_t next_pass(std::span<const TokenId> rest) const;
+  std::vector<std::int64_t> next_pass(std::span<const TokenId> rest) const;
+  std::int64_t prefill(std::span<const TokenId> rest, Transformer::Logits wanted, std::span<const float>& logits);
 
   Transformer& transformer_;
   memory::Context memory_;

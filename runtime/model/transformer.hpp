@@ -37,6 +37,7 @@ class Transformer {
  private:
   struct Layer;
   void run_layers(memory::Context& context, std::int64_t n_tokens);
+  std::span<const float> compute_logits(std::int64_t n_tokens, Logits wanted);
 
   gpu::Device& device_;
   std::shared_ptr<const ModelFile> model_;

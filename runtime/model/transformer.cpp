@@ -1,0 +1,150 @@
+// The forward pass: a stage a paragraph.
+#include "runtime/model/transformer.hpp"
+
+#include <algorithm>
+#include <mneme/base/check.hpp>
+#include <utility>
+
+namespace mneme::model {
+namespace {
+
+// A vector of f32 on the device; an empty one gives an empty buffer (null pointer).
+gpu::Buffer upload_vector(gpu::Device& device, const std::vector<float>& values) {
+  if (values.empty()) return {};
+  gpu::Buffer buffer = device.allocate(values.size() * sizeof(float));
+  device.upload(buffer.data(), values.data(), buffer.bytes());
+  return buffer;
+}
+
+std::size_t f32_bytes(std::int64_t rows, int columns) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * sizeof(float);
+}
+
+}  // namespace
+
+// The weights of one decoder layer on the device. Biases and head norms are empty where the model has none.
+struct Transformer::Layer {
+  // y = weight * x + bias; no bias: an empty buffer, whose pointer is null.
+  struct Linear {
+    std::unique_ptr<gpu::Matrix> weight;
+    gpu::Buffer bias;
+    Linear(gpu::Device& device, const model::Linear& host)
+        : weight(device.load_matrix(host.weight)), bias(upload_vector(device, host.bias)) {}
+  };
+  Linear q, k, v, attn_output, gate, up, down;
+  gpu::Buffer attn_norm, ffn_norm, q_norm, k_norm;
+
+  Layer(gpu::Device& device, const LayerWeights& host)
+      : q(device, host.q),
+        k(device, host.k),
+        v(device, host.v),
+        attn_output(device, host.attn_output),
+        gate(device, host.gate),
+        up(device, host.up),
+        down(device, host.down),
+        attn_norm(upload_vector(device, host.attn_norm)),
+        ffn_norm(upload_vector(device, host.ffn_norm)),
+        q_norm(upload_vector(device, host.q_norm)),
+        k_norm(upload_vector(device, host.k_norm)) {}
+
+  std::size_t weight_bytes() const noexcept {
+    std::size_t bytes = 0;
+    for (const Linear* linear : {&q, &k, &v, &attn_output, &gate, &up, &down}) bytes += linear->weight->bytes();
+    return bytes;
+  }
+};
+
+Transformer::Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> model, std::int64_t max_pass_tokens)
+    : device_(device), model_(std::move(model)), max_pass_tokens_(max_pass_tokens) {
+  MNEME_CHECK(max_pass_tokens_ >= 1);
+  const ModelConfig& config = model_->config();
+  const ModelWeights& weights = model_->weights();
+  table_ = device_.load_table(weights.embedding);
+  output_ = device_.load_matrix(weights.output);
+  layers_.reserve(weights.layers.size());
+  for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device_, layer);
+  output_norm_ = upload_vector(device_, weights.output_norm);
+
+  const int q_size = config.heads.n_heads * config.heads.head_dim;
+  const int kv_size = config.heads.n_kv_heads * config.heads.head_dim;
+  const auto activations = [&](int columns) { return device_.allocate(f32_bytes(max_pass_tokens_, columns)); };
+  x_ = activations(config.n_embd);
+  q_ = activations(q_size);
+  k_ = activations(kv_size);
+  v_ = activations(kv_size);
+  attended_ = activations(q_size);
+  hidden_ = activations(config.n_ff);
+}
+
+Transformer::~Transformer() = default;
+
+std::size_t Transformer::weight_bytes() const noexcept {
+  std::size_t bytes = table_->bytes() + output_->bytes();
+  for (const Layer& layer : layers_) bytes += layer.weight_bytes();
+  return bytes;
+}
+
+std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
+                                            std::span<const std::int64_t> chunks, Logits wanted) {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
+  MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
+  context.begin_pass(chunks);
+  try {
+    device_.embed(*table_, tokens, x_.f32());
+    run_layers(context, n_tokens);
+    const std::span<const float> logits = compute_logits(n_tokens, wanted);
+    context.end_pass();
+    return logits;
+  } catch (...) {
+    context.abandon_pass();
+    throw;
+  }
+}
+
+// x: [n_tokens, n_embd] residual stream, updated in place by every layer.
+void Transformer::run_layers(memory::Context& context, std::int64_t n_tokens) {
+  const ModelConfig& config = model_->config();
+  const gpu::HeadShape& heads = config.heads;
+  const int n = static_cast<int>(n_tokens);
+  const float eps = config.rms_eps;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+
+    // q, k, v of the normed stream, un-rotated: the memory rotates them.
+    const gpu::LinearOutput projections[] = {{layer.q.weight.get(), layer.q.bias.f32(), q_.f32()},
+                                             {layer.k.weight.get(), layer.k.bias.f32(), k_.f32()},
+                                             {layer.v.weight.get(), layer.v.bias.f32(), v_.f32()}};
+    device_.norm_linear(x_.f32(), n, layer.attn_norm.f32(), eps, projections);
+    if (config.has_qk_norm) {
+      device_.head_norm(q_.f32(), n, heads.n_heads, heads.head_dim, layer.q_norm.f32(), eps);
+      device_.head_norm(k_.f32(), n, heads.n_kv_heads, heads.head_dim, layer.k_norm.f32(), eps);
+    }
+
+    // Attention over [initial | units | window] and the residual add.
+    context.attend(static_cast<int>(i), q_.f32(), k_.f32(), v_.f32(), attended_.f32());
+    device_.linear_add(attended_.f32(), n, *layer.attn_output.weight, layer.attn_output.bias.f32(), x_.f32());
+
+    // Gated feed-forward and the residual add.
+    device_.norm_glu(x_.f32(), n, layer.ffn_norm.f32(), eps, *layer.gate.weight, layer.gate.bias.f32(),
+                     *layer.up.weight, layer.up.bias.f32(), hidden_.f32());
+    device_.linear_add(hidden_.f32(), n, *layer.down.weight, layer.down.bias.f32(), x_.f32());
+  }
+}
+
+// The output norm and matrix on the wanted rows only.
+std::span<const float> Transformer::compute_logits(std::int64_t n_tokens, Logits wanted) {
+  const ModelConfig& config = model_->config();
+  const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
+  if (n_rows == 0) return {};
+  const std::size_t count = static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(config.n_vocab);
+  if (logits_.bytes() < count * sizeof(float)) logits_ = device_.allocate(count * sizeof(float));
+  if (host_logits_.size() < count) host_logits_.resize(count);
+  const float* first_row =
+      x_.f32() + static_cast<std::size_t>(n_tokens - n_rows) * static_cast<std::size_t>(config.n_embd);
+  const gpu::LinearOutput output[] = {{output_.get(), nullptr, logits_.f32()}};
+  device_.norm_linear(first_row, static_cast<int>(n_rows), output_norm_.f32(), config.rms_eps, output);
+  device_.download(host_logits_.data(), logits_.data(), count * sizeof(float));
+  return std::span(host_logits_).first(count);
+}
+
+}  // namespace mneme::model
