@@ -27,9 +27,9 @@ std::shared_ptr<const ModelFile> ModelFile::load(const std::filesystem::path& pa
     if (error.code() != errc::template_unsupported || !options.template_name.empty()) throw;
     file->template_problem_ = error.what();
   }
-  file->weights_sha256_ = weights_sha256(file->gguf_);
-  file->tokenizer_sha256_ = tokenizer_sha256(file->gguf_);
-  file->template_sha256_ = template_sha256(file->gguf_);
+  file->weights_sha256_ = model::weights_sha256(file->gguf_);
+  file->tokenizer_sha256_ = model::tokenizer_sha256(file->gguf_);
+  file->template_sha256_ = model::template_sha256(file->gguf_);
   return file;
 }
 
