@@ -109,6 +109,9 @@ void add_spm(GgufWriter& file) {
   set_token_ids(file);
 }
 
+// Size of the entries of q and k: attention logits have the deviation of its square.
+constexpr float kSharpness = 1.7F;
+
 // Adds tensors of random numbers.
 class WeightWriter {
  public:
@@ -159,9 +162,9 @@ class WeightWriter {
     add(kind, kind + ".weight", spec_.n_embd, kTinyVocabulary, values);
   }
 
-  void add_norm(const std::string& name, int n) {
+  void add_norm(const std::string& name, int n, float mean = 1.0F) {
     std::vector<float> values = random(static_cast<std::size_t>(n), 0.1F);
-    for (float& value : values) value += 1.0F;
+    for (float& value : values) value += mean;
     add_vector(name, values);
   }
 
@@ -184,12 +187,12 @@ class WeightWriter {
     const int n_q = spec_.n_heads * spec_.head_dim, n_kv = spec_.n_kv_heads * spec_.head_dim;
     const bool qkv_bias = spec_.has_biases || spec_.architecture == "qwen2";
     add_norm(blk + "attn_norm.weight", spec_.n_embd);
-    add_linear(blk, "attn_q", spec_.n_embd, n_q, 1.5F, qkv_bias);
-    add_linear(blk, "attn_k", spec_.n_embd, n_kv, 1.5F, qkv_bias);
+    add_linear(blk, "attn_q", spec_.n_embd, n_q, kSharpness, qkv_bias);
+    add_linear(blk, "attn_k", spec_.n_embd, n_kv, kSharpness, qkv_bias);
     add_linear(blk, "attn_v", spec_.n_embd, n_kv, 1.0F, qkv_bias);
     if (spec_.architecture == "qwen3") {
-      add_norm(blk + "attn_q_norm.weight", spec_.head_dim);
-      add_norm(blk + "attn_k_norm.weight", spec_.head_dim);
+      add_norm(blk + "attn_q_norm.weight", spec_.head_dim, kSharpness);
+      add_norm(blk + "attn_k_norm.weight", spec_.head_dim, kSharpness);
     }
     // Branches outweigh the embedding in the residual stream: a tied model would repeat its last token otherwise.
     add_linear(blk, "attn_output", n_q, spec_.n_embd, 2.0F, spec_.has_biases);
