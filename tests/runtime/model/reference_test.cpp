@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <mneme/error.hpp>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
