@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -168,6 +169,11 @@ struct IndexSegment {
   int n_units = 0;
 };
 
+// The next consecutive units of an index, for an operation that asks until it has all: so an index that is larger than
+// its memory can pass through it. Every run but the last holds a multiple of 64 units and stays valid until the next
+// call. May throw; the operation then throws the same and has no other effect.
+using NextIndexRun = std::function<std::span<const IndexSegment>()>;
+
 struct DeviceInfo {
   std::string name;      // for people: "cpu (avx2, 2 threads)"
   std::string numerics;  // everything that decides the bits of results on this device: part of the numerics fingerprint
@@ -235,10 +241,10 @@ class Device {
   // Mean of the raw keys of each run of `page` tokens of a unit (span: K only). out:
   // [n_kv_heads][n_tokens/page][head_dim] f16 or f32 (out_type); f32 sums in token order, rounded once.
   virtual void page_means(const HeadShape& shape, const KvSpan& unit, int page, KvType out_type, void* out) = 0;
-  // two_stage, stage 1 (score1 of specs 2.14) for the units of `index` in order. voters: [n_voters, n_heads, head_dim]
-  // global queries. n_vectors: pages per unit. scores: [total units]
-  virtual void score_pages(const HeadShape& shape, const float* voters, int n_voters,
-                           std::span<const IndexSegment> index, int n_vectors, float* scores) = 0;
+  // two_stage, stage 1 (score1 of specs 2.14) for n_units units. next_run hands over their vectors run by run. voters:
+  // [n_voters, n_heads, head_dim] global queries. n_vectors: pages per unit. scores: [n_units]
+  virtual void score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units,
+                           const NextIndexRun& next_run, int n_vectors, float* scores) = 0;
   // two_stage, stage 2 (score2) over the exact stored keys of the candidates (K only). scores: [candidates.size()]
   virtual void score_keys(const HeadShape& shape, const float* voters, int n_voters, std::span<const KvSpan> candidates,
                           float* scores) = 0;

@@ -117,9 +117,9 @@ class HostDevice final : public Device {
   void page_means(const HeadShape& shape, const KvSpan& unit, int page, KvType out_type, void* out) override {
     memory_.page_means(shape, unit, page, out_type, out);
   }
-  void score_pages(const HeadShape& shape, const float* voters, int n_voters, std::span<const IndexSegment> index,
+  void score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units, const NextIndexRun& next_run,
                    int n_vectors, float* scores) override {
-    memory_.score_pages(shape, voters, n_voters, index, n_vectors, scores);
+    memory_.score_pages(shape, voters, n_voters, n_units, next_run, n_vectors, scores);
   }
   void score_keys(const HeadShape& shape, const float* voters, int n_voters, std::span<const KvSpan> candidates,
                   float* scores) override {

@@ -38,6 +38,9 @@ class MemoryOps {
   void attention(const AttentionArgs& args);
 
   void page_means(const HeadShape& shape, const KvSpan& unit, int page, KvType out_type, void* out);
+  void score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units, const NextIndexRun& next_run,
+                   int n_vectors, float* scores);
+  // The same for an index that is there as a whole.
   void score_pages(const HeadShape& shape, const float* voters, int n_voters, std::span<const IndexSegment> index,
                    int n_vectors, float* scores);
   void score_keys(const HeadShape& shape, const float* voters, int n_voters, std::span<const KvSpan> candidates,

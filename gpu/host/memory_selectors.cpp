@@ -176,25 +176,35 @@ class Election {
   float* queries_ = nullptr;  // [kv heads] panels
 };
 
-// Stage 1 of the two-stage selector for one (block of units, KV head): a unit's logit is its best page's.
+// Units [first, first + n) of an election, whose vectors are at hand.
+struct PageRun {
+  std::span<const IndexSegment> index;
+  int first = 0, n = 0;
+  int n_vectors = 0;
+};
+
+// Stage 1 of the two-stage selector for one (block of units, KV head), the part of the block that lies in the run: a
+// unit's logit is its best page's. The run that ends the block closes it.
 void score_page_block(const Election& election, const MemoryKernels& kernels, const HeadShape& shape,
-                      std::span<const IndexSegment> index, int n_vectors, int block, int kv_head, int thread) {
-  const int n = election.block_units(block);
+                      const PageRun& run, int block, int kv_head, int thread) {
+  const int block_end = block * kBlockUnits + election.block_units(block);
+  const int first_unit = std::max(run.first, block * kBlockUnits);
+  const int n = std::min(run.first + run.n, block_end) - first_unit;
   const int n_padded = padded_keys(n);
   const void* pages[kBlockUnits];
-  for (int j = 0; j < n_vectors; ++j) {
-    for_each_run(index, block * kBlockUnits, n, [&](const IndexSegment& segment, int first, int count, int at) {
+  for (int j = 0; j < run.n_vectors; ++j) {
+    for_each_run(run.index, first_unit - run.first, n, [&](const IndexSegment& segment, int first, int count, int at) {
       for (int u = 0; u < count; ++u) {
-        pages[at + u] = vector_at(segment.data, segment.type, n_vectors, (first + u) * shape.n_kv_heads + kv_head, j,
-                                  shape.head_dim);
+        pages[at + u] = vector_at(segment.data, segment.type, run.n_vectors, (first + u) * shape.n_kv_heads + kv_head,
+                                  j, shape.head_dim);
       }
     });
-    kernels.pack_keys(index.front().type, pages, nullptr, n, shape.head_dim, election.keys(thread));
+    kernels.pack_keys(run.index.front().type, pages, nullptr, n, shape.head_dim, election.keys(thread));
     kernels.logits(election.queries(kv_head), election.head_rows(), election.keys(thread), n, shape.head_dim,
                    election.products(thread));
     for (int r = 0; r < election.head_rows(); ++r) {
       const float* now = election.products(thread) + static_cast<std::int64_t>(r) * kSplitKeys;
-      float* best = election.logits(kv_head, r, block * kBlockUnits);
+      float* best = election.logits(kv_head, r, first_unit);
       if (j == 0) {
         std::copy(now, now + n, best);
         std::fill(best + n, best + n_padded, 0.0f);
@@ -203,7 +213,7 @@ void score_page_block(const Election& election, const MemoryKernels& kernels, co
       }
     }
   }
-  election.close_block(kv_head, block);
+  if (first_unit + n == block_end) election.close_block(kv_head, block);
 }
 
 // Stage 2 for one (candidate, KV head): the log-sum-exp over the candidate's keys.
@@ -232,17 +242,29 @@ void score_candidate(const Election& election, const MemoryKernels& kernels, con
 
 }  // namespace
 
-void MemoryOps::score_pages(const HeadShape& shape, const float* voters, int n_voters,
-                            std::span<const IndexSegment> index, int n_vectors, float* scores) {
-  const int n_units = count_units(index);
+void MemoryOps::score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units,
+                            const NextIndexRun& next_run, int n_vectors, float* scores) {
   const Election election(shape, voters, n_voters, n_units, impl_->pool, impl_->kernels, impl_->scratch);
   const auto heads = static_cast<std::size_t>(shape.n_kv_heads);
-  const auto n_tasks = static_cast<std::size_t>(election.n_blocks()) * heads;
-  run_tasks(impl_->pool, n_tasks, election.work() * n_vectors, [&](std::size_t task, int thread) {
-    score_page_block(election, impl_->kernels, shape, index, n_vectors, static_cast<int>(task / heads),
-                     static_cast<int>(task % heads), thread);
-  });
+  for (PageRun run{{}, 0, 0, n_vectors}; run.first < n_units; run.first += run.n) {
+    run.index = next_run();
+    run.n = count_units(run.index);
+    MNEME_CHECK(run.n > 0 && run.first + run.n <= n_units && (run.n % 64 == 0 || run.first + run.n == n_units));
+    const int first_block = run.first / kBlockUnits;
+    const int n_blocks = (run.first + run.n - 1) / kBlockUnits - first_block + 1;
+    const std::int64_t work = election.work() / n_units * run.n * n_vectors;
+    run_tasks(impl_->pool, static_cast<std::size_t>(n_blocks) * heads, work, [&](std::size_t task, int thread) {
+      score_page_block(election, impl_->kernels, shape, run, first_block + static_cast<int>(task / heads),
+                       static_cast<int>(task % heads), thread);
+    });
+  }
   election.count(scores);
+}
+
+void MemoryOps::score_pages(const HeadShape& shape, const float* voters, int n_voters,
+                            std::span<const IndexSegment> index, int n_vectors, float* scores) {
+  score_pages(
+      shape, voters, n_voters, count_units(index), [index] { return index; }, n_vectors, scores);
 }
 
 void MemoryOps::score_keys(const HeadShape& shape, const float* voters, int n_voters,
