@@ -18,15 +18,19 @@ Index::Index(gpu::Device& device, UnitStore& store, HostCache& host_cache, const
       type_(type),
       cap_(cap),
       reserve_(row_image_bytes) {
-  // The open pass may touch max_fresh / 64 + 2 segments that cannot be dropped (X2); a scan needs one more.
-  const std::size_t fewest = static_cast<std::size_t>(max_fresh / kSegmentUnits) + 3;
-  const std::size_t minimum = reserve_ + fewest * segment_bytes();
+  const std::size_t minimum = minimum_cap(format, n_layers, row_image_bytes, max_fresh);
   if (cap_ < minimum) {
     throw Error(errc::invalid_argument, "host_bytes is " + std::to_string(cap_) + "; this memory needs at least " +
-                                            std::to_string(minimum) + " (one unit row and " + std::to_string(fewest) +
-                                            " index segments)");
+                                            std::to_string(minimum) + " (one unit row and a few index segments)");
   }
   host_cache_->set_limit(cap_);
+}
+
+// The open pass may touch max_fresh / 64 + 2 segments that cannot be dropped (X2); a scan needs one more.
+std::size_t Index::minimum_cap(const RowFormat& format, int n_layers, std::size_t row_image_bytes,
+                               std::int64_t max_fresh) noexcept {
+  const std::size_t fewest = static_cast<std::size_t>(max_fresh / kSegmentUnits) + 3;
+  return row_image_bytes + fewest * static_cast<std::size_t>(n_layers) * kSegmentUnits * format.index_bytes();
 }
 
 std::size_t Index::segment_bytes() const noexcept {
@@ -34,7 +38,8 @@ std::size_t Index::segment_bytes() const noexcept {
 }
 
 bool Index::resident(std::int64_t segment) const noexcept {
-  return segments_[static_cast<std::size_t>(segment)].data() != nullptr;
+  const auto place = static_cast<std::size_t>(segment);
+  return place < segments_.size() && segments_[place].data() != nullptr;
 }
 
 bool Index::has_room() const noexcept {
@@ -58,29 +63,26 @@ void Index::download(std::int64_t unit, std::byte* to) {
     device_->download(to + static_cast<std::size_t>(layer) * n, at(layer, unit), n);
 }
 
-void Index::scan(int layer, std::int64_t n_units, const Visit& visit) {
-  const std::int64_t n_segments = (n_units + kSegmentUnits - 1) / kSegmentUnits;
-  if (static_cast<std::int64_t>(segments_.size()) < n_segments) segments_.resize(static_cast<std::size_t>(n_segments));
-  run_.clear();
-  std::int64_t run_first = 0;
-  for (std::int64_t segment = 0; segment < n_segments; ++segment) {
-    // A segment of the run may have to make room for this one: what was collected is visited first.
-    if (!resident(segment) && !has_room() && !run_.empty()) {
-      visit(run_first, run_);
-      run_.clear();
-    }
-    require(segment);
-    if (run_.empty()) run_first = segment * kSegmentUnits;
-    const std::int64_t units = std::min(kSegmentUnits, n_units - segment * kSegmentUnits);
-    run_.push_back({type_, at(layer, segment * kSegmentUnits), static_cast<int>(units)});
+// A run ends before a segment that would have to push one of the run out.
+std::span<const gpu::IndexSegment> Index::Scan::next() {
+  std::vector<gpu::IndexSegment>& run = index_->run_;
+  run.clear();
+  first_unit_ = next_unit_;
+  while (next_unit_ < n_units_) {
+    const std::int64_t segment = next_unit_ / kSegmentUnits;
+    if (!run.empty() && !index_->resident(segment) && !index_->has_room()) break;
+    index_->require(segment);
+    const std::int64_t units = std::min(kSegmentUnits, n_units_ - next_unit_);
+    run.push_back({index_->type_, index_->at(layer_, next_unit_), static_cast<int>(units)});
+    next_unit_ += units;
   }
-  if (!run_.empty()) visit(run_first, run_);
+  return run;
 }
 
 void Index::require(std::int64_t segment) {
   const auto place = static_cast<std::size_t>(segment);
-  if (segments_.size() <= place) segments_.resize(place + 1);
   if (resident(segment)) return;
+  if (segments_.size() <= place) segments_.resize(place + 1);
   if (!has_room()) make_room(segment);
   if (spare_.empty()) spare_.push_back(device_->allocate(segment_bytes()));
   host_cache_->set_limit(cap_ - bytes() - segment_bytes());

@@ -12,7 +12,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -32,13 +31,30 @@ class Index {
   Index(gpu::Device& device, UnitStore& store, HostCache& host_cache, const RowFormat& format, int n_layers,
         gpu::KvType type, std::size_t cap, std::size_t row_image_bytes, std::int64_t max_fresh);
 
+  // The smallest cap that the constructor accepts.
+  static std::size_t minimum_cap(const RowFormat& format, int n_layers, std::size_t row_image_bytes,
+                                 std::int64_t max_fresh) noexcept;
+
   // Where the vectors of a unit that is being sealed are to be written (device memory, index_bytes()).
   void* entry(int layer, std::int64_t unit);
 
-  // Calls visit(first unit, segments) for consecutive runs of the units [0, n_units) of a layer, in order. Segments
-  // that are not resident are read from the store; throws what the store throws.
-  using Visit = std::function<void(std::int64_t first_unit, std::span<const gpu::IndexSegment> segments)>;
-  void scan(int layer, std::int64_t n_units, const Visit& visit);
+  // A scan of the entries of units [0, n_units) of a layer: next() gives consecutive runs of segments until all units
+  // were handed over. Segments that are not resident are read from the store when their run is asked for; a run stays
+  // valid until the next call. One scan at a time. next() throws what the store throws.
+  class Scan {
+   public:
+    // Empty when all units were handed over.
+    std::span<const gpu::IndexSegment> next();
+    std::int64_t first_unit() const noexcept { return first_unit_; }  // of the last run
+
+   private:
+    friend class Index;
+    Scan(Index& index, int layer, std::int64_t n_units) noexcept : index_(&index), layer_(layer), n_units_(n_units) {}
+    Index* index_;
+    int layer_;
+    std::int64_t n_units_, first_unit_ = 0, next_unit_ = 0;
+  };
+  Scan scan(int layer, std::int64_t n_units) noexcept { return {*this, layer, n_units}; }
 
   // The entries of one unit in all layers, in host memory: [n_layers][index_bytes()].
   void download(std::int64_t unit, std::byte* to);

@@ -18,11 +18,11 @@ class Representatives final : public Selector {
   void select(const ChunkQueries& queries, Window& window, Details details, Selection& selection) override {
     const Params& params = *parts_.params;
     float* scores = scores_.reserve(queries.n_units);
-    parts_.index->scan(
-        queries.layer, queries.n_units, [&](std::int64_t first, std::span<const gpu::IndexSegment> segments) {
-          parts_.device->score_representatives(parts_.heads, queries.q_global, static_cast<int>(queries.n), segments,
-                                               params.rep_mode, scores + first);
-        });
+    Index::Scan scan = parts_.index->scan(queries.layer, queries.n_units);
+    for (auto run = scan.next(); !run.empty(); run = scan.next()) {
+      parts_.device->score_representatives(parts_.heads, queries.q_global, static_cast<int>(queries.n), run,
+                                           params.rep_mode, scores + scan.first_unit());
+    }
     const std::vector<std::int32_t> best =
         parts_.device->top_k(scores, static_cast<int>(queries.n_units), static_cast<int>(params.topk));
     selection.units.assign(best.begin(), best.end());

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "memory/selector.hpp"
-#include "mneme/base/check.hpp"
 
 namespace mneme::memory {
 namespace {
@@ -59,10 +58,10 @@ class TwoStage final : public Selector {
       return;
     }
     float* scores = scores1_.reserve(n_units);
-    parts_.index->scan(queries.layer, n_units, [&](std::int64_t first, std::span<const gpu::IndexSegment> segments) {
-      MNEME_CHECK(first == 0);
-      parts_.device->score_pages(parts_.heads, voters_, n_voters_, segments, n_vectors_, scores);
-    });
+    Index::Scan scan = parts_.index->scan(queries.layer, n_units);
+    parts_.device->score_pages(
+        parts_.heads, voters_, n_voters_, static_cast<int>(n_units), [&scan] { return scan.next(); }, n_vectors_,
+        scores);
     const int count = static_cast<int>(std::min(n_candidates_, n_units));
     const std::vector<std::int32_t> best = parts_.device->top_k(scores, static_cast<int>(n_units), count);
     selection.candidates.assign(best.begin(), best.end());

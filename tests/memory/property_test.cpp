@@ -11,6 +11,7 @@
 #include "memory/layout.hpp"
 #include "memory/unit_image.hpp"
 #include "support/infllm_oracle.hpp"
+#include "support/memory_state.hpp"
 #include "support/memory_stream.hpp"
 
 namespace {
@@ -401,37 +402,6 @@ TEST_CASE("M11 conservation: r and the global mass add up to the number of queri
   }
 }
 
-// Everything that is kept: outputs, index rows, unit rows, r, window rows.
-struct State {
-  std::vector<float> out, mass;
-  std::vector<std::vector<std::byte>> rows;
-};
-
-State state_of(MemoryRun& run, const memory::MemoryStore& store, const Params& params, int layer) {
-  State state;
-  state.out = run.out(layer);
-  state.mass = ContextProbe::accumulators(run.context(), layer);
-  const memory::Layout layout(params);
-  const std::int64_t position = run.context().position();
-  for (std::int64_t block = 0; block < layout.complete_blocks(position); ++block)
-    state.rows.push_back(*store.row({memory::RowKind::unit, static_cast<std::uint64_t>(block), layer}));
-  for (std::int64_t unit = 0; unit < layout.units(position); ++unit) {
-    state.rows.push_back(*store.index(static_cast<std::uint64_t>(unit)));
-    state.rows.push_back(ContextProbe::index_entry(run.context(), layer, unit));
-  }
-  for (std::int64_t t = layout.remainder_first(position); t < position; ++t) {
-    state.rows.push_back(ContextProbe::rows(run.context(), layer, t, 1));
-    state.rows.push_back(ContextProbe::rotated_keys(run.context(), layer, t, 1));
-  }
-  return state;
-}
-
-void check_same(const State& a, const State& b) {
-  CHECK(same_bits(a.out, b.out));
-  CHECK(same_bits(a.mass, b.mass));
-  CHECK(a.rows == b.rows);
-}
-
 TEST_CASE("M12 schedule: the same chunks give the same bits, however many a pass takes") {
   const auto device = any_device();
   for (const SelectorKind selector : kSelectors) {
@@ -453,7 +423,7 @@ TEST_CASE("M12 schedule: the same chunks give the same bits, however many a pass
         at += n;
       }
       for (const int layer : {0, 1})
-        check_same(state_of(one, one_store, params, layer), state_of(many, many_store, params, layer));
+        CHECK(same_state(state_of(one, one_store, params, layer), state_of(many, many_store, params, layer)));
     }
   }
 }
@@ -597,7 +567,7 @@ TEST_CASE("M16 dense: up to T equals full attention, layout and index go on as e
       const std::vector<double> full = full_attention(shape, params, stream);
       CHECK(largest_difference(std::span(run.out(0)).first(within), std::span(full).first(within)) <
             (params.store_type == gpu::KvType::f16 ? 4e-3 : 1e-5));  // rotated keys are rounded again
-      check_same(state_of(run, store, params, 0), state_of(again, again_store, params, 0));
+      CHECK(same_state(state_of(run, store, params, 0), state_of(again, again_store, params, 0)));
       InfllmOracle oracle(params, shape);
       for (const ChunkRecord& record : run.records(0)) {
         const std::int64_t n = record.end - record.first;
@@ -695,7 +665,7 @@ TEST_CASE("M17 rep modes: equal for one query head per KV head, equal selections
   params.topk = 3;
   params.cached_blocks = 12;
   const std::vector<std::int64_t> segments{50, 1, 1, 60, 1, 30};
-  const auto records = [&](const ModelShape& shape, gpu::MassHeads mode, State* state, std::size_t* index_bytes) {
+  const auto records = [&](const ModelShape& shape, gpu::MassHeads mode, LayerState* state, std::size_t* index_bytes) {
     params.rep_mode = mode;
     memory::MemoryStore store;
     MemoryRun run(*device, store, shape, params);
@@ -706,12 +676,12 @@ TEST_CASE("M17 rep modes: equal for one query head per KV head, equal selections
     for (const ChunkRecord& record : run.records(0)) selected.push_back(record.selected);
     return selected;
   };
-  State group, head;
+  LayerState group, head;
   std::size_t group_bytes = 0, head_bytes = 0;
   ModelShape shape = plain_shape(1, 3, 3, 16);
   CHECK(records(shape, gpu::MassHeads::per_kv_head, &group, &group_bytes) ==
         records(shape, gpu::MassHeads::per_query_head, &head, &head_bytes));
-  check_same(group, head);
+  CHECK(same_state(group, head));
   CHECK(group_bytes == head_bytes);
   shape = plain_shape(1, 6, 2, 16);
   params.repr_topk = 5;
@@ -734,7 +704,7 @@ TEST_CASE("an empty pass leaves no trace") {
   run.pass(stream, {});
   run.feed(stream, std::vector<std::int64_t>{20});
   other.feed(stream, std::vector<std::int64_t>{40, 20});
-  check_same(state_of(run, store, params, 0), state_of(other, other_store, params, 0));
+  CHECK(same_state(state_of(run, store, params, 0), state_of(other, other_store, params, 0)));
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "mneme/error.hpp"
+
 namespace mneme::test {
 
 memory::ModelShape plain_shape(int n_layers, int n_heads, int n_kv_heads, int head_dim, double rope_base,
@@ -130,6 +132,33 @@ void MemoryRun::pass(const Stream& stream, std::span<const std::int64_t> chunk_l
   context_.begin_pass(chunk_lengths);
   for (int layer = 0; layer < n_layers_; ++layer) run_layer(stream, layer, n);
   context_.end_pass();
+}
+
+bool MemoryRun::try_pass(const Stream& stream, std::span<const std::int64_t> chunk_lengths) {
+  const std::size_t n_values = out_.front().size(), n_records = records_.size();
+  try {
+    pass(stream, chunk_lengths);
+    return true;
+  } catch (const Error&) {
+    context_.abandon_pass();
+    forget_since(n_values, n_records);
+    return false;
+  }
+}
+
+void MemoryRun::abandoned_pass(const Stream& stream, std::span<const std::int64_t> chunk_lengths, int n_layers) {
+  const std::size_t n_values = out_.front().size(), n_records = records_.size();
+  std::int64_t n = 0;
+  for (const std::int64_t length : chunk_lengths) n += length;
+  context_.begin_pass(chunk_lengths);
+  for (int layer = 0; layer < n_layers; ++layer) run_layer(stream, layer, n);
+  context_.abandon_pass();
+  forget_since(n_values, n_records);
+}
+
+void MemoryRun::forget_since(std::size_t n_values, std::size_t n_records) {
+  for (auto& out : out_) out.resize(n_values);
+  records_.resize(n_records);
 }
 
 void MemoryRun::feed(const Stream& stream, std::span<const std::int64_t> segments) {

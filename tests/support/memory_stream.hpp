@@ -58,6 +58,10 @@ class MemoryRun {
 
   // One pass over the next tokens of the stream; its outputs are appended to out().
   void pass(const Stream& stream, std::span<const std::int64_t> chunk_lengths);
+  // The same, but an Error abandons the pass; false then, with nothing recorded.
+  bool try_pass(const Stream& stream, std::span<const std::int64_t> chunk_lengths);
+  // Starts a pass, runs its first n_layers layers and abandons it; records nothing.
+  void abandoned_pass(const Stream& stream, std::span<const std::int64_t> chunk_lengths, int n_layers);
   // Appends of the given lengths, each cut by append_chunks and fed in as few passes as max_pass_tokens allows.
   void feed(const Stream& stream, std::span<const std::int64_t> segments);
   // The next n tokens in chunks of the absolute schedule.
@@ -74,6 +78,7 @@ class MemoryRun {
 
  private:
   void run_layer(const Stream& stream, int layer, std::int64_t n);
+  void forget_since(std::size_t n_values, std::size_t n_records);
 
   gpu::Device& device_;
   gpu::HeadShape heads_;
