@@ -37,7 +37,7 @@ struct BranchRow {
   std::uint64_t absorbed_seq = 0;
   std::uint64_t n_turns = 0;   // turns 1..n_turns exist; only the last may be open
   std::uint64_t turn_chk = 0;  // checksum of the last turn row
-  std::uint64_t n_units = 0;   // complete units
+  std::uint64_t n_units = 0;   // units 0..n_units-1 were written
   std::uint64_t n_children = 0;
   std::int64_t state = 0;
 };

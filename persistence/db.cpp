@@ -127,7 +127,8 @@ void Query::bind(int index, std::span<const std::byte> value) {
   if (rc != SQLITE_OK) db_->fail(rc, "binding a blob of " + std::to_string(value.size()) + " bytes");
 }
 
-void Query::bind(int index, std::nullptr_t) {
+void Query::bind(int index, const std::optional<std::int64_t>& value) {
+  if (value) return bind(index, *value);
   MNEME_CHECK(sqlite3_bind_null(statement_->handle, index) == SQLITE_OK);
 }
 

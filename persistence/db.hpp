@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,9 +61,9 @@ class Query {
   void bind(int index, std::uint64_t value) { bind(index, static_cast<std::int64_t>(value)); }
   void bind(int index, int value) { bind(index, static_cast<std::int64_t>(value)); }
   void bind(int index, std::uint32_t value) { bind(index, static_cast<std::int64_t>(value)); }
-  void bind(int index, std::string_view value);            // copied
-  void bind(int index, std::span<const std::byte> value);  // not copied: must outlive the Query
-  void bind(int index, std::nullptr_t);
+  void bind(int index, std::string_view value);                    // copied
+  void bind(int index, std::span<const std::byte> value);          // not copied: must outlive the Query
+  void bind(int index, const std::optional<std::int64_t>& value);  // nothing: NULL
 
   Db* db_;
   Statement* statement_;

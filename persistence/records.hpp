@@ -124,9 +124,7 @@ struct CheckpointRecord {
 struct CacheBatch {
   struct Row {
     memory::RowKey key;
-    std::uint64_t first_pos = 0;
-    std::uint32_t n_tokens = 0;
-    memory::ImagePtr image;
+    memory::ImagePtr image;  // its header says which tokens it holds
   };
   struct Index {
     std::uint64_t unit = 0;

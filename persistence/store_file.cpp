@@ -9,12 +9,14 @@
 
 #include "persistence/agents.hpp"
 #include "persistence/backup.hpp"
+#include "persistence/cache_rows.hpp"
 #include "persistence/db.hpp"
 #include "persistence/journal.hpp"
 #include "persistence/lease.hpp"
 #include "persistence/location.hpp"
 #include "persistence/owner_lock.hpp"
 #include "persistence/schema.hpp"
+#include "persistence/verify.hpp"
 
 namespace mneme::store {
 namespace {
@@ -23,6 +25,7 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t kWalIdleBytes = 16ULL << 20U;    // checkpointed when idle
 constexpr std::uint64_t kWalForcedBytes = 32ULL << 20U;  // checkpointed after any commit
+constexpr std::uint64_t kWalMaxBytes = 64ULL << 20U;     // cache writes wait beyond it
 constexpr std::uint64_t kQuickCheckBytes = 256ULL << 20U;
 
 // Reads a big-endian number of SQLite's file header.
@@ -159,6 +162,15 @@ struct StoreFile::Impl {
       check_lease(*db, lease->second);
       body(load_view(*db, agent_id));
     });
+  }
+
+  // Cache writes stop while the log is at its bound and cannot be copied into the file (a reader holds it).
+  void check_wal() {
+    if (db->wal_bytes() <= kWalMaxBytes) return;
+    bound_wal();
+    if (db->wal_bytes() <= kWalMaxBytes) return;
+    throw Error(errc::store_full, "store " + json_quoted(path.string()) + ": the write-ahead log has " +
+                                      std::to_string(db->wal_bytes()) + " bytes and a reader holds it");
   }
 
   // The commit before it stands whatever happens here: lack of space only delays the work, and an I/O error makes the
@@ -312,6 +324,7 @@ void StoreFile::acquire(std::int64_t agent_id, std::string_view numerics, std::i
     view.agent.numerics_id = intern_numerics(db, numerics);
     view.agent.closed_clean = false;
     update_agent(db, view.agent);
+    delete_partial_units(db, view.branch);
   });
   impl_->leases.emplace(agent_id, std::move(lease));
 }
@@ -372,6 +385,45 @@ std::vector<std::uint64_t> StoreFile::events_at(std::int64_t agent_id, std::uint
     const AgentView view = load_view(*impl_->db, agent_id);
     return find_events_at(*impl_->db, view.agent, view.branch, first_pos, end_pos);
   });
+}
+
+void StoreFile::write_cache(std::int64_t agent_id, const CacheBatch& batch) {
+  impl_->check_space();
+  impl_->check_wal();
+  Db& db = *impl_->db;
+  impl_->write_agent(agent_id, Sync::normal, [&](AgentView view) {
+    const std::uint64_t n_units = view.branch.n_units;
+    write_units(db, view.agent, view.branch, batch.rows);
+    write_index(db, view.agent, view.branch, batch.index);
+    if (batch.checkpoint) write_checkpoint(db, view.agent, view.branch, *batch.checkpoint);
+    if (view.branch.n_units != n_units) update_branch(db, view.branch);
+  });
+}
+
+std::optional<CheckpointRecord> StoreFile::newest_checkpoint(std::int64_t agent_id, std::uint64_t max_pos) {
+  return impl_->read([&] {
+    const AgentView view = load_view(*impl_->db, agent_id);
+    return load_checkpoint(*impl_->db, view.agent, view.branch, max_pos);
+  });
+}
+
+std::vector<memory::ImagePtr> StoreFile::read_rows(std::int64_t agent_id, std::span<const memory::RowKey> keys) {
+  return impl_->read([&] {
+    const AgentView view = load_view(*impl_->db, agent_id);
+    return load_rows(*impl_->db, view.agent, view.branch, keys);
+  });
+}
+
+std::vector<memory::ImagePtr> StoreFile::read_index(std::int64_t agent_id, std::uint64_t first_unit,
+                                                    std::size_t n_units) {
+  return impl_->read([&] {
+    const AgentView view = load_view(*impl_->db, agent_id);
+    return load_index(*impl_->db, view.agent, view.branch, first_unit, n_units);
+  });
+}
+
+VerifyResult StoreFile::verify(const std::function<void(std::uint64_t)>& progress) {
+  return verify_store(*impl_->db, progress);
 }
 
 void StoreFile::backup(const fs::path& to) {

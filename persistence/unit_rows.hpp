@@ -10,13 +10,16 @@
 
 namespace mneme::store {
 
-// Runs a job on the storage thread, in order, soon; never blocks the caller for long, never runs it inline on another
-// thread.
+// Runs a job on the storage thread, in order, soon; never blocks the caller for long, never runs it inline. Called from
+// any thread. A job that is destroyed without having run means that the storage thread has stopped.
 using PostToStorage = std::function<void(std::function<void(StoreFile&)>)>;
 
 // One agent's rows. put_*, begin_read, read_index: engine thread. set_committed: any thread. Rows wait in RAM until the
 // journal holds their tokens (set_committed), then go to the store in transactions of at most 4 MiB; reads see waiting
-// rows first. When waiting rows exceed max_pending_bytes, put_row waits until enough of them are durable. A failed
+// rows first. When waiting rows exceed max_pending_bytes, put_row waits until enough of them are durable; rows that the
+// journal does not hold yet are not waited for (their commit may depend on the waiting thread), so a caller that
+// commits late watches pending_bytes(). store_full is not fatal: the rows stay and are tried again by the next flush,
+// and a put_row that finds no room tries once more, then throws store_full without taking the row. Any other failed
 // write makes every later call throw its error.
 class UnitRows final : public memory::UnitStore {
  public:
@@ -31,8 +34,8 @@ class UnitRows final : public memory::UnitStore {
 
   void set_committed(std::uint64_t pos);  // tokens below pos are in the journal
   std::size_t pending_bytes() const;
-  // Queues everything writable, then `checkpoint` behind it, then calls `done` on the storage thread with the error of
-  // the whole, if any.
+  // Queues everything writable, then `checkpoint` behind it, then calls `done` with the error of the whole, if any: on
+  // the storage thread, or, if that has stopped, on the thread that finds out. `done` must not throw.
   void flush(std::optional<CheckpointRecord> checkpoint, std::function<void(std::exception_ptr)> done);
 
  private:
