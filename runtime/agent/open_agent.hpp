@@ -1,0 +1,55 @@
+// Opening an agent: take it from the store, bring its session back, replay what the newest snapshot lacks
+// (specs/durability.md 4.1).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "runtime/agent/agent_loop.hpp"
+
+namespace mneme::agent {
+
+// The device and the models on it. Used on the engine thread only.
+class EngineDevice {
+ public:
+  EngineDevice(std::unique_ptr<gpu::Device> device, std::int64_t max_pass_tokens)
+      : device_(std::move(device)), max_pass_tokens_(max_pass_tokens) {}
+
+  gpu::Device& device() noexcept { return *device_; }
+  // The model's weights on the device: made for the first agent, kept while one uses them. Throws out_of_memory.
+  std::shared_ptr<model::Transformer> transformer(const std::shared_ptr<const model::ModelFile>& model);
+  std::uint64_t weight_bytes() const noexcept { return weight_bytes_; }  // any thread
+
+ private:
+  std::unique_ptr<gpu::Device> device_;
+  std::int64_t max_pass_tokens_;
+  std::map<const model::ModelFile*, std::weak_ptr<model::Transformer>> models_;
+  std::atomic<std::uint64_t> weight_bytes_{0};
+};
+
+struct OpenRequest {
+  std::string name;
+  AgentOptions options;
+  std::chrono::milliseconds drain_timeout{10000};
+  std::shared_ptr<const model::ModelFile> model;
+  store::ModelIdentity identity;
+  memory::Params params;
+  memory::Budget budget;
+  std::string numerics;  // fingerprint of this engine
+  std::shared_ptr<EngineDevice> device;
+  std::shared_ptr<StorageThread> storage;
+  std::shared_ptr<EngineThread> engine;
+  boost::asio::any_io_executor executor;
+  const Clock* clock = nullptr;
+  std::shared_ptr<RuntimeCounters> counters;
+  LogitsProbe probe;
+};
+
+// Runs on the engine thread, step by step in turn with the other agents; then calls `done` there with the agent (not
+// started) or what went wrong. Nothing is written before every check has passed; a failure afterwards leaves a valid
+// store and no agent. False: the engine is stopped, and `done` is not called.
+using OpenDone = std::function<void(std::shared_ptr<AgentLoop>, std::exception_ptr)>;
+bool open_agent(OpenRequest request, OpenDone done);
+
+}  // namespace mneme::agent
