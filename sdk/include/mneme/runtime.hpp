@@ -63,6 +63,7 @@ class MNEME_API Runtime {
   asio::any_io_executor get_executor() const noexcept;
 
   const std::shared_ptr<detail::RuntimeState>& state() const noexcept { return state_; }  // for the library
+  explicit Runtime(std::shared_ptr<detail::RuntimeState> state) noexcept;                 // likewise
 
  private:
   using OpenHandler = asio::any_completion_handler<void(error_code, Agent)>;
