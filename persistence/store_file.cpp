@@ -60,7 +60,10 @@ int check_version(Db& db, Access access) {
   const std::string named = "store " + json_quoted(db.path());
   if (version < 1) corrupt(db, "schema version " + std::to_string(version) + " does not exist");
   if (version <= kSchemaVersion) return version;
-  if (access == Access::read_only && std::stoi(read_meta(db, "min_reader")) <= kSchemaVersion) return version;
+  if (access == Access::read_only) {
+    load_store_id(db);
+    if (std::stoi(read_meta(db, "min_reader")) <= kSchemaVersion) return version;
+  }
   throw Error(errc::schema_newer, named + " has schema version " + std::to_string(version) +
                                       "; this Mneme knows up to " + std::to_string(kSchemaVersion));
 }

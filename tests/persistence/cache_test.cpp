@@ -2,8 +2,8 @@
 #include <doctest/doctest.h>
 
 #include "fixture.hpp"
-#include "images.hpp"
 #include "tests/support/raw_sqlite.hpp"
+#include "tests/support/store_images.hpp"
 
 using namespace mneme;
 using namespace mneme::test;

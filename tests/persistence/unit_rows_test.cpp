@@ -7,9 +7,9 @@
 #include <thread>
 
 #include "fixture.hpp"
-#include "images.hpp"
 #include "persistence/unit_rows.hpp"
 #include "tests/support/raw_sqlite.hpp"
+#include "tests/support/store_images.hpp"
 
 using namespace mneme;
 using namespace mneme::test;
