@@ -2,14 +2,10 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <future>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -29,7 +25,7 @@ class StorageThread {
   using Job = std::function<void(store::StoreFile&)>;
 
   explicit StorageThread(Opener opener);
-  ~StorageThread();  // stop()
+  ~StorageThread();  // stop(); on its own thread (the last user was a job) the thread ends by itself afterwards
   StorageThread(const StorageThread&) = delete;
   StorageThread& operator=(const StorageThread&) = delete;
 
@@ -65,28 +61,9 @@ class StorageThread {
   std::uint64_t wal_bytes() const;
 
  private:
-  using Time = std::chrono::steady_clock::time_point;
-  using Task = std::function<void()>;
-  using Lock = std::unique_lock<std::mutex>;
-  void push(std::deque<Task>& queue, Task task);
-  void run();
-  void run_task(std::deque<Task>& queue, Lock& lock);
-  bool run_due_timer(Lock& lock);
-  void wait_for_work(Lock& lock);
-  void tend_wal(bool truncate) noexcept;
-
-  const Opener opener_;
-  std::unique_ptr<store::StoreFile> file_;  // used on the thread only
-  mutable std::mutex mutex_;                // guards everything below but thread_
-  std::condition_variable wake_;
-  std::deque<Task> journal_, cache_;
-  std::multimap<Time, std::pair<TimerId, Task>> timers_;
-  TimerId next_timer_ = 1;
-  int holds_ = 0;
-  std::uint64_t wal_bytes_ = 0;
-  bool wal_dirty_ = false;  // something ran since the log was last shortened
-  Time last_task_{};
-  bool stopping_ = false;
+  // Shared with the thread, which may outlive the object by the task that destroys it.
+  struct State;
+  const std::shared_ptr<State> state_;
   std::thread thread_;
 };
 

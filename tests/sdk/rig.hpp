@@ -66,9 +66,9 @@ inline AgentOptions small_agent(Durability durability = Durability::unit) {
 // An io_context run by one thread, and a runtime on it.
 class Rig {
  public:
-  explicit Rig(const RuntimeOptions& options = RuntimeOptions().threads(1))
-      : work_(asio::make_work_guard(io_)), thread_([this] { io_.run(); }) {
+  explicit Rig(const RuntimeOptions& options = RuntimeOptions().threads(1)) : work_(asio::make_work_guard(io_)) {
     runtime_.emplace(io_.get_executor(), options);
+    thread_ = std::thread([this] { io_.run(); });
   }
   ~Rig() { stop(); }
 
