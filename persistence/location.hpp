@@ -16,6 +16,9 @@ std::uint64_t size_of(const std::filesystem::path& file);
 
 std::filesystem::path wal_path(const std::filesystem::path& store);
 
+// Makes a rename or a new file in the directory of `file` durable; a directory that cannot be opened is left as it is.
+void sync_directory(const std::filesystem::path& file);
+
 // Makes an empty file with mode 0600 that must not exist. Throws store_unavailable, store_full.
 void make_empty_file(const std::filesystem::path& path);
 

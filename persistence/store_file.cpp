@@ -130,6 +130,8 @@ struct StoreFile::Impl {
 
   void open_memory();
   void open_file();
+  void make_store();
+  void use_write_ahead_log(Db& in) const;
   void open_contents();
 
   void check_space() const {
@@ -203,12 +205,11 @@ void StoreFile::Impl::open_file() {
   if (size_of(path) == 0) {
     if (size_of(wal_path(path)) > 0)
       throw Error(errc::store_corrupt, named + " is missing or empty, but its -wal holds data");
-    if (!fs::exists(path)) {
-      if (!writes || !options.create) throw Error(errc::store_unavailable, named + " does not exist");
-      make_empty_file(path);
-    } else if (!writes || !options.create) {
+    if (!writes || !options.create) {
+      if (!fs::exists(path)) throw Error(errc::store_unavailable, named + " does not exist");
       throw Error(errc::not_a_store, named + " is empty");
     }
+    make_store();
   }
   db = std::make_unique<Db>(path.string(), writes ? Db::Mode::read_write : Db::Mode::read_only, options.vfs);
   if (size_of(path) > 0) check_header(*db, options.access);
@@ -218,21 +219,39 @@ void StoreFile::Impl::open_file() {
   db->lock_down();
 }
 
+// A store is made under another name and renamed when it is whole, so that a crash leaves no store or a complete one.
+// Requires: the owner lock is held, so whatever has the other name is left from such a crash.
+void StoreFile::Impl::make_store() {
+  check_free_space(path, options.min_free_bytes);
+  const std::string unfinished = path.string() + "-new";
+  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) fs::remove(unfinished + suffix);
+  make_empty_file(unfinished);
+  {
+    Db made(unfinished, Db::Mode::read_write, options.vfs);
+    made.configure();
+    create_schema(made, now_us());
+    use_write_ahead_log(made);
+  }
+  fs::rename(unfinished, path);
+  sync_directory(path);
+}
+
+void StoreFile::Impl::use_write_ahead_log(Db& in) const {
+  if (in.script_value("PRAGMA journal_mode=WAL") != "wal")
+    throw Error(errc::store_unavailable, "store " + json_quoted(path.string()) + " cannot use a write-ahead log here");
+}
+
 void StoreFile::Impl::open_contents() {
   const bool writes = options.access == Access::read_write;
-  if (db->script_value("PRAGMA page_count") == "0") {
-    if (!writes || !options.create) throw Error(errc::not_a_store, "store " + json_quoted(path.string()) + " is empty");
-    check_space();
-    create_schema(*db, now_us());
-  }
+  if (db->script_value("PRAGMA page_count") == "0")
+    throw Error(errc::not_a_store, "store " + json_quoted(path.string()) + " is empty");
   version = check_version(*db, options.access);
   if (version == kSchemaVersion) check_schema(*db);
   load_store_id(*db);
   if (!writes) return;
   const bool small = size_of(path) <= kQuickCheckBytes;
   if (has_foreign_lease(*db) || (was_left_open(*db) && small)) quick_check(*db);
-  if (db->script_value("PRAGMA journal_mode=WAL") != "wal")
-    throw Error(errc::store_unavailable, "store " + json_quoted(path.string()) + " cannot use a write-ahead log here");
+  use_write_ahead_log(*db);
   if (version == kSchemaVersion) return;
   if (options.migration == Migration::refuse) {
     throw Error(errc::store_unsupported, "store " + json_quoted(path.string()) + " has schema version " +
