@@ -20,12 +20,10 @@ namespace {
 
 #include "gpu/host/kernels/math.inl.hpp"
 
-constexpr int kMaxTileRows =
-    48;  // a tile's queries (12 KiB at head_dim 64) share the first-level cache with two strips
+constexpr int kMaxTileRows = 96;             // amortises the packing of a split; the tile's queries stay in L1 and L2
 constexpr int kMinTileRows = 24;             // below, converting keys costs more than it helps to have more tasks
 constexpr int kTasksPerThread = 4;           // enough to even out the load
-constexpr int kDecodeRows = 12;              // up to here keys are converted in small blocks that stay in L1
-constexpr int kDecodeKeys = 32;              // keys per such block; a multiple of 32
+constexpr int kPanelKeys = 32;               // logits start at multiples of it: every strip width divides it
 constexpr std::size_t kSerialMerge = 65536;  // elements that one thread merges faster than a pool wakes up
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -133,8 +131,11 @@ class Attention {
 
   void pack_queries(const Tile& tile, QueryKind kind, const TileScratch& s) const;
   KeyRange find_ranges(const Tile& tile, const Split& split, RowRange* ranges) const;
-  void compute_logits(const Tile& tile, const Split& split, KeyRange keys, const TileScratch& s) const;
-  bool attend(const Tile& tile, const Split& split, const TileScratch& s, RowStat* stats, float* out) const;
+  void compute_logits(const Tile& tile, const Split& split, KeyRange keys, const std::byte* ahead,
+                      const TileScratch& s) const;
+  const std::byte* keys_of(std::size_t split, int kv_head) const;
+  bool attend(const Tile& tile, const Split& split, const std::byte* ahead, const TileScratch& s, RowStat* stats,
+              float* out) const;
   void walk_tile(const Tile& tile, const TileScratch& s) const;
   void run_splits();
   void merge_tile(std::size_t index) const;
@@ -255,36 +256,39 @@ KeyRange Attention::find_ranges(const Tile& tile, const Split& split, RowRange* 
   return all;
 }
 
-// Logits of the keys [begin, end) of the split, at their places in the split. Few rows: in small blocks of keys.
-void Attention::compute_logits(const Tile& tile, const Split& split, KeyRange keys, const TileScratch& s) const {
+// Logits of the keys [begin, end) of the split, at their places in the split; `begin` is rounded down to kPanelKeys.
+void Attention::compute_logits(const Tile& tile, const Split& split, KeyRange keys, const std::byte* ahead,
+                               const TileScratch& s) const {
   const KvSpan& span = args_.spans[split.span];
-  const void* pointers[kSplitKeys];
-  key_pointers(span, tile.kv_head, split.first, split.n_keys, dim_, pointers);
-  const std::uint16_t* scales = key_scales(span, tile.kv_head, dim_);
-  const int block = rows_of(tile) <= kDecodeRows ? kDecodeKeys : kSplitKeys;
-  const int end = static_cast<int>(keys.end);
-  for (int t = static_cast<int>(keys.begin) / kDecodeKeys * kDecodeKeys; t < end; t += block) {
-    const int n = std::min(block, end - t);
-    kernels_.pack_keys(span.type, pointers + t, scales, n, dim_, s.keys);
-    kernels_.logits(s.queries[static_cast<int>(span.query)], rows_of(tile), s.keys, n, dim_, s.logits + t);
-  }
+  const int begin = static_cast<int>(keys.begin) / kPanelKeys * kPanelKeys;
+  span_logits(kernels_, span, dim_, tile.kv_head, split.first + begin, static_cast<int>(keys.end) - begin,
+              s.queries[static_cast<int>(span.query)], rows_of(tile), ahead, s.keys, s.logits + begin);
+}
+
+// Where the keys of a split start; null beyond the last split.
+const std::byte* Attention::keys_of(std::size_t split, int kv_head) const {
+  if (split >= splits_.size()) return nullptr;
+  const KvSpan& span = args_.spans[splits_[split].span];
+  return vector_at(span.k, span.type, span.head_stride, kv_head, splits_[split].first, dim_);
 }
 
 // The partial softmax of one split: stats [rows] and out [rows][padded_dim]. False, and nothing written: no row sees a
-// key of it.
-bool Attention::attend(const Tile& tile, const Split& split, const TileScratch& s, RowStat* stats, float* out) const {
+// key of it. A decoded token reads each key and value once, from memory: while the keys are used the values are
+// fetched, while the values are used the keys `ahead`, those of the next split.
+bool Attention::attend(const Tile& tile, const Split& split, const std::byte* ahead, const TileScratch& s,
+                       RowStat* stats, float* out) const {
   const KeyRange keys = find_ranges(tile, split, s.ranges);
   if (keys.begin >= keys.end) return false;
-  compute_logits(tile, split, keys, s);
-  kernels_.softmax(s.logits, rows_of(tile), s.ranges, split.n_keys, stats);
   const KvSpan& span = args_.spans[split.span];
   const std::int64_t first = split.first + keys.begin;
   const int n = static_cast<int>(keys.end - keys.begin);
-  const void* values = vector_at(span.v, span.type, span.head_stride, tile.kv_head, first, dim_);
+  const std::byte* values = vector_at(span.v, span.type, span.head_stride, tile.kv_head, first, dim_);
+  compute_logits(tile, split, keys, values, s);
+  kernels_.softmax(s.logits, rows_of(tile), s.ranges, split.n_keys, stats);
   const std::uint16_t* scales = value_scales(span, tile.kv_head, first);
   const float* weights = s.logits + keys.begin;
   if (rows_of(tile) <= kDirectRows) {
-    kernels_.weighted_sum_stored(span.type, weights, rows_of(tile), values, scales, n, dim_, out);
+    kernels_.weighted_sum_stored(span.type, weights, rows_of(tile), values, scales, n, dim_, ahead, out);
   } else {
     kernels_.pack_values(span.type, values, scales, n, dim_, s.values);
     kernels_.weighted_sum(weights, rows_of(tile), s.values, n, dim_, out);
@@ -299,7 +303,7 @@ void Attention::walk_tile(const Tile& tile, const TileScratch& s) const {
   std::fill(s.total, s.total + rows, RowStat{-kInfinity, 0.0f});
   for (std::size_t i = 0; i < splits_.size(); ++i) {
     RowStat* stats = span_masses_ != nullptr ? s.history + i * max_rows() : s.stats;
-    if (attend(tile, splits_[i], s, stats, s.out)) {
+    if (attend(tile, splits_[i], keys_of(i + 1, tile.kv_head), s, stats, s.out)) {
       kernels_.merge(rows, dim_, stats, s.out, s.total, s.total_out);
     } else {
       std::fill(stats, stats + rows, RowStat{-kInfinity, 0.0f});
@@ -320,7 +324,8 @@ void Attention::run_splits() {
     const TileScratch s = scratch_of(thread);
     pack_queries(part, args_.spans[splits_[split].span].query, s);
     RowStat* stats = part_stats_ + (split * tiles + index) * rows;
-    if (!attend(part, splits_[split], s, stats, part_out_ + (split * tiles + index) * rows * stride_)) {
+    float* out = part_out_ + (split * tiles + index) * rows * stride_;
+    if (!attend(part, splits_[split], keys_of(split + 1, part.kv_head), s, stats, out)) {
       std::fill(stats, stats + rows_of(part), RowStat{-kInfinity, 0.0f});
     }
   });
@@ -416,7 +421,7 @@ void Attention::add_key_mass(int kv_head, std::int64_t first, const TileScratch&
     const KeyRange keys = find_ranges(part, split, s.ranges);
     if (keys.begin >= keys.end) continue;
     pack_queries(part, span.query, s);
-    compute_logits(part, split, keys, s);
+    compute_logits(part, split, keys, nullptr, s);
     for (int r = 0; r < rows_of(part); ++r) {
       float* column = s.mass + (per_query_head ? r % group_ : 0) * kSplitKeys;
       kernels_.add_mass(s.logits + static_cast<std::int64_t>(r) * kSplitKeys, s.ranges[r], lse_[row_index(part, r)],

@@ -18,14 +18,15 @@
 namespace mneme::gpu::host::memory_avx512 {
 namespace {
 
+// In this order: each uses the ones before it.
+// clang-format off
 #include "gpu/host/kernels/math.inl.hpp"
 #include "gpu/host/kernels/simd_avx512.inl.hpp"
-// The order matters: the bodies use the vectors above.
 #include "gpu/host/kernels/vector_math.inl.hpp"
-// after vector_math
+#include "gpu/host/kernels/panels.inl.hpp"
 #include "gpu/host/kernels/attention.inl.hpp"
-// after attention
 #include "gpu/host/kernels/selectors.inl.hpp"
+// clang-format on
 
 constexpr MemoryKernels kTable = {
     pack_queries,        pack_keys, pack_values, logits,   softmax,      weighted_sum,

@@ -26,6 +26,23 @@ const MemoryKernels& memory_kernels(Isa isa) {
   return *table;
 }
 
+void span_logits(const MemoryKernels& kernels, const KvSpan& span, int head_dim, int kv_head, std::int64_t first, int n,
+                 const float* queries, int n_rows, const std::byte* ahead, float* panel, float* out) {
+  constexpr int kFewRows = 12;
+  constexpr int kFewRowsKeys = 32;
+  const void* keys[kSplitKeys];
+  key_pointers(span, kv_head, first, n, head_dim, keys);
+  const std::uint16_t* scales = key_scales(span, kv_head, head_dim);
+  const std::size_t key_bytes = static_cast<std::size_t>(head_dim) * element_bytes(span.type);
+  const int block = n_rows <= kFewRows ? kFewRowsKeys : kSplitKeys;
+  for (int t = 0; t < n; t += block) {
+    const int here = std::min(block, n - t);
+    const void* fetch = ahead == nullptr ? nullptr : ahead + static_cast<std::size_t>(t) * key_bytes;
+    kernels.pack_keys(span.type, keys + t, scales, here, head_dim, fetch, panel);
+    kernels.logits(queries, n_rows, panel, here, head_dim, out + t);
+  }
+}
+
 MemoryOps::MemoryOps(ThreadPool& pool, Isa isa) : impl_(new Impl{pool, memory_kernels(isa), {}, {}}) {}
 MemoryOps::~MemoryOps() = default;
 

@@ -55,6 +55,12 @@ inline void key_pointers(const KvSpan& span, int head, std::int64_t first, int n
   for (int i = 0; i < n; ++i) pointers[i] = key + i * step;
 }
 
+// Logits of n consecutive keys of one KV head for the rows of a query panel: out [n_rows][kSplitKeys]. panel: scratch
+// for kSplitKeys keys. Few rows take the keys in small blocks, which stay in the first-level cache and spread the
+// fetching of `ahead`: null, or as many bytes as these keys have, which are soon read.
+void span_logits(const MemoryKernels& kernels, const KvSpan& span, int head_dim, int kv_head, std::int64_t first, int n,
+                 const float* queries, int n_rows, const std::byte* ahead, float* panel, float* out);
+
 // log2(e) / sqrt(head_dim): makes logits of base 2.
 float query_scale(int head_dim) noexcept;
 

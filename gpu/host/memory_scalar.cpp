@@ -29,7 +29,7 @@ void pack_queries(const float* const* rows, int n_rows, int head_dim, float scal
 }
 
 void pack_keys(KvType type, const void* const* keys, const std::uint16_t* scales, int n_keys, int head_dim,
-               float* panel) {
+               const void* /*ahead*/, float* panel) {
   for (int t = 0; t < n_keys; ++t) {
     for (int j = 0; j < head_dim; ++j) {
       // The product of a half-precision scale and an int8 is exact in f32.
@@ -84,7 +84,7 @@ void weighted_sum(const float* weights, int n_rows, const float* values, int n_k
 }
 
 void weighted_sum_stored(KvType type, const float* weights, int n_rows, const void* values, const std::uint16_t* scales,
-                         int n_keys, int head_dim, float* out) {
+                         int n_keys, int head_dim, const void* /*ahead*/, float* out) {
   for (int r = 0; r < n_rows; ++r) {
     float* row = out + r * padded_dim(head_dim);
     for (int j = 0; j < head_dim; ++j) row[j] = 0.0f;

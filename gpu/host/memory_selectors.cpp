@@ -15,7 +15,8 @@ namespace {
 #include "gpu/host/kernels/math.inl.hpp"
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kBlockUnits = kSplitKeys;      // units whose logits are computed together
+constexpr int kBlockUnits = kSplitKeys;  // units whose votes are counted together
+constexpr int kPageUnits = 32;           // units whose pages are scored together: 24 KiB of SmolLM2's, read in one go
 constexpr std::int64_t kWorthAPool = 32768;  // logits; fewer are done by one thread before a pool wakes up
 
 int count_units(std::span<const IndexSegment> index) {
@@ -94,7 +95,6 @@ class Election {
     pack_voters(voters, n_voters, reinterpret_cast<const float**>(base + pointers_at));
   }
 
-  int n_blocks() const { return n_blocks_; }
   int head_rows() const { return head_rows_; }
   int block_units(int block) const { return std::min(kBlockUnits, n_units_ - block * kBlockUnits); }
   std::int64_t work() const { return static_cast<std::int64_t>(rows_) * n_units_; }
@@ -114,19 +114,10 @@ class Election {
            unit;
   }
 
-  // Once all logits of a block and KV head are there.
-  void close_block(int kv_head, int block) const {
-    const int n = block_units(block);
-    for (int r = 0; r < head_rows_; ++r) {
-      float* x = logits(kv_head, r, block * kBlockUnits);
-      std::fill(x + n, x + padded_keys(n), -kInfinity);
-      stats_[(static_cast<std::int64_t>(kv_head) * head_rows_ + r) * n_blocks_ + block] =
-          kernels_.vote_stat(x, padded_keys(n));
-    }
-  }
-
-  // scores[n_units], once all blocks are closed.
+  // scores[n_units], once all logits are there.
   void count(float* scores) const {
+    run_tasks(pool_, static_cast<std::size_t>(n_blocks_), work(),
+              [&](std::size_t task, int) { take_stats(static_cast<int>(task)); });
     for (int row = 0; row < rows_; ++row) {
       RowStat all{-kInfinity, 0.0f};
       for (int b = 0; b < n_blocks_; ++b) all = combine(all, stats_[static_cast<std::int64_t>(row) * n_blocks_ + b]);
@@ -145,6 +136,15 @@ class Election {
 
  private:
   std::size_t stride() const { return static_cast<std::size_t>(n_blocks_) * kBlockUnits; }
+
+  void take_stats(int block) const {
+    const int n = block_units(block);
+    for (int row = 0; row < rows_; ++row) {
+      float* x = logits(0, row, block * kBlockUnits);
+      std::fill(x + n, x + padded_keys(n), -kInfinity);
+      stats_[static_cast<std::int64_t>(row) * n_blocks_ + block] = kernels_.vote_stat(x, padded_keys(n));
+    }
+  }
 
   template <class T>
   T* own(int thread, std::size_t at) const {
@@ -183,52 +183,57 @@ struct PageRun {
   int n_vectors = 0;
 };
 
-// Stage 1 of the two-stage selector for one (block of units, KV head), the part of the block that lies in the run: a
-// unit's logit is its best page's. The run that ends the block closes it.
+// Stage 1 of the two-stage selector for the units [first, first + n) of a run, n <= kPageUnits: a unit's logit is its
+// best page's. Meanwhile the next units are fetched.
 void score_page_block(const Election& election, const MemoryKernels& kernels, const HeadShape& shape,
-                      const PageRun& run, int block, int kv_head, int thread) {
-  const int block_end = block * kBlockUnits + election.block_units(block);
-  const int first_unit = std::max(run.first, block * kBlockUnits);
-  const int n = std::min(run.first + run.n, block_end) - first_unit;
-  const int n_padded = padded_keys(n);
-  const void* pages[kBlockUnits];
-  for (int j = 0; j < run.n_vectors; ++j) {
-    for_each_run(run.index, first_unit - run.first, n, [&](const IndexSegment& segment, int first, int count, int at) {
-      for (int u = 0; u < count; ++u) {
-        pages[at + u] = vector_at(segment.data, segment.type, run.n_vectors, (first + u) * shape.n_kv_heads + kv_head,
-                                  j, shape.head_dim);
-      }
-    });
-    kernels.pack_keys(run.index.front().type, pages, nullptr, n, shape.head_dim, election.keys(thread));
-    kernels.logits(election.queries(kv_head), election.head_rows(), election.keys(thread), n, shape.head_dim,
+                      const PageRun& run, int first, int n, int thread) {
+  const KvType type = run.index.front().type;
+  const std::byte* units[kPageUnits];
+  const auto unit_at = [&](const IndexSegment& segment, int unit) {
+    return vector_at(segment.data, type, run.n_vectors, unit * shape.n_kv_heads, 0, shape.head_dim);
+  };
+  for_each_run(run.index, first, n, [&](const IndexSegment& segment, int from, int count, int at) {
+    for (int u = 0; u < count; ++u) units[at + u] = unit_at(segment, from + u);
+  });
+  const std::byte* next = nullptr;
+  for_each_run(run.index, first + n, 1, [&](const IndexSegment& s, int from, int, int) { next = unit_at(s, from); });
+
+  const int n_rows = election.head_rows();
+  const std::size_t page_bytes = static_cast<std::size_t>(shape.head_dim) * element_bytes(type);
+  for (int page = 0; page < shape.n_kv_heads * run.n_vectors; ++page) {
+    const int kv_head = page / run.n_vectors;
+    const void* vectors[kPageUnits];
+    for (int u = 0; u < n; ++u) vectors[u] = units[u] + static_cast<std::size_t>(page) * page_bytes;
+    const void* ahead = next == nullptr ? nullptr : next + static_cast<std::size_t>(page * n) * page_bytes;
+    kernels.pack_keys(type, vectors, nullptr, n, shape.head_dim, ahead, election.keys(thread));
+    kernels.logits(election.queries(kv_head), n_rows, election.keys(thread), n, shape.head_dim,
                    election.products(thread));
-    for (int r = 0; r < election.head_rows(); ++r) {
+    for (int r = 0; r < n_rows; ++r) {
       const float* now = election.products(thread) + static_cast<std::int64_t>(r) * kSplitKeys;
-      float* best = election.logits(kv_head, r, first_unit);
-      if (j == 0) {
-        std::copy(now, now + n, best);
-        std::fill(best + n, best + n_padded, 0.0f);
+      float* best = election.logits(kv_head, r, run.first + first);
+      if (page % run.n_vectors == 0) {
+        std::copy(now, now + padded_keys(n), best);
       } else {
-        kernels.max_in_place(now, n_padded, best);
+        kernels.max_in_place(now, padded_keys(n), best);
       }
     }
   }
-  if (first_unit + n == block_end) election.close_block(kv_head, block);
 }
 
-// Stage 2 for one (candidate, KV head): the log-sum-exp over the candidate's keys.
+// Stage 2 for one (candidate, KV head): the log-sum-exp over the candidate's keys. ahead: the keys of the next task, or
+// null.
 void score_candidate(const Election& election, const MemoryKernels& kernels, const HeadShape& shape, const KvSpan& span,
-                     int unit, int kv_head, int thread) {
+                     int unit, int kv_head, const std::byte* ahead, int thread) {
   const int rows = election.head_rows();
+  const std::size_t key_bytes = static_cast<std::size_t>(shape.head_dim) * element_bytes(span.type);
   const int d = shape.head_dim;
   RowStat* total = election.row_totals(thread);
   std::fill(total, total + rows, RowStat{-kInfinity, 0.0f});
   for (std::int64_t first = 0; first < span.n_tokens; first += kSplitKeys) {
     const int n = static_cast<int>(std::min<std::int64_t>(kSplitKeys, span.n_tokens - first));
-    const void* keys[kSplitKeys];
-    key_pointers(span, kv_head, first, n, d, keys);
-    kernels.pack_keys(span.type, keys, key_scales(span, kv_head, d), n, d, election.keys(thread));
-    kernels.logits(election.queries(kv_head), rows, election.keys(thread), n, d, election.products(thread));
+    span_logits(kernels, span, d, kv_head, first, n, election.queries(kv_head), rows, ahead, election.keys(thread),
+                election.products(thread));
+    if (ahead != nullptr) ahead += static_cast<std::size_t>(n) * key_bytes;
     RowRange* ranges = election.row_ranges(thread);
     std::fill(ranges, ranges + rows, RowRange{0, n});
     RowStat* stats = election.row_stats(thread);
@@ -245,17 +250,15 @@ void score_candidate(const Election& election, const MemoryKernels& kernels, con
 void MemoryOps::score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units,
                             const NextIndexRun& next_run, int n_vectors, float* scores) {
   const Election election(shape, voters, n_voters, n_units, impl_->pool, impl_->kernels, impl_->scratch);
-  const auto heads = static_cast<std::size_t>(shape.n_kv_heads);
   for (PageRun run{{}, 0, 0, n_vectors}; run.first < n_units; run.first += run.n) {
     run.index = next_run();
     run.n = count_units(run.index);
     MNEME_CHECK(run.n > 0 && run.first + run.n <= n_units && (run.n % 64 == 0 || run.first + run.n == n_units));
-    const int first_block = run.first / kBlockUnits;
-    const int n_blocks = (run.first + run.n - 1) / kBlockUnits - first_block + 1;
+    const int n_blocks = (run.n + kPageUnits - 1) / kPageUnits;
     const std::int64_t work = election.work() / n_units * run.n * n_vectors;
-    run_tasks(impl_->pool, static_cast<std::size_t>(n_blocks) * heads, work, [&](std::size_t task, int thread) {
-      score_page_block(election, impl_->kernels, shape, run, first_block + static_cast<int>(task / heads),
-                       static_cast<int>(task % heads), thread);
+    run_tasks(impl_->pool, static_cast<std::size_t>(n_blocks), work, [&](std::size_t task, int thread) {
+      const int first = static_cast<int>(task) * kPageUnits;
+      score_page_block(election, impl_->kernels, shape, run, first, std::min(kPageUnits, run.n - first), thread);
     });
   }
   election.count(scores);
@@ -273,14 +276,16 @@ void MemoryOps::score_keys(const HeadShape& shape, const float* voters, int n_vo
                           impl_->scratch);
   const auto heads = static_cast<std::size_t>(shape.n_kv_heads);
   const std::int64_t n_tokens = candidates.empty() ? 0 : candidates.front().n_tokens;
+  const auto keys_of = [&](std::size_t task) -> const std::byte* {
+    if (task >= candidates.size() * heads) return nullptr;
+    const KvSpan& span = candidates[task / heads];
+    return vector_at(span.k, span.type, span.head_stride, static_cast<int>(task % heads), 0, shape.head_dim);
+  };
   run_tasks(impl_->pool, candidates.size() * heads, election.work() * n_tokens, [&](std::size_t task, int thread) {
     const std::size_t unit = task / heads;
     score_candidate(election, impl_->kernels, shape, candidates[unit], static_cast<int>(unit),
-                    static_cast<int>(task % heads), thread);
+                    static_cast<int>(task % heads), keys_of(task + 1), thread);
   });
-  for (int g = 0; g < shape.n_kv_heads; ++g) {
-    for (int b = 0; b < election.n_blocks(); ++b) election.close_block(g, b);
-  }
   election.count(scores);
 }
 

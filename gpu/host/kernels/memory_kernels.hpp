@@ -55,9 +55,10 @@ struct MemoryKernels {
   // ---- attention
   // rows[n_rows]: each [head_dim]; every element is multiplied by `scale`.
   void (*pack_queries)(const float* const* rows, int n_rows, int head_dim, float scale, float* panel);
-  // keys[n_keys]: each [head_dim] of `type`; scales: f16 [head_dim], q8 only. n_keys <= kSplitKeys.
+  // keys[n_keys]: each [head_dim] of `type`; scales: f16 [head_dim], q8 only. n_keys <= kSplitKeys. ahead: null, or as
+  // many bytes as these keys have, which are soon read: they are fetched meanwhile.
   void (*pack_keys)(KvType type, const void* const* keys, const std::uint16_t* scales, int n_keys, int head_dim,
-                    float* panel);
+                    const void* ahead, float* panel);
   // values: [n_keys][head_dim] of `type`; scales: f16 [n_keys], q8 only.
   void (*pack_values)(KvType type, const void* values, const std::uint16_t* scales, int n_keys, int head_dim,
                       float* panel);
@@ -69,9 +70,9 @@ struct MemoryKernels {
   // out[row] = sum over ascending keys of weight * value. weights: row r at r * kSplitKeys, 0 for a key that the row
   // does not see; values: panel of n_keys; out: [n_rows][padded_dim].
   void (*weighted_sum)(const float* weights, int n_rows, const float* values, int n_keys, int head_dim, float* out);
-  // The same for n_rows <= kDirectRows, without a panel: values: [n_keys][head_dim] of `type`.
+  // The same for n_rows <= kDirectRows, without a panel: values: [n_keys][head_dim] of `type`; ahead: as above.
   void (*weighted_sum_stored)(KvType type, const float* weights, int n_rows, const void* values,
-                              const std::uint16_t* scales, int n_keys, int head_dim, float* out);
+                              const std::uint16_t* scales, int n_keys, int head_dim, const void* ahead, float* out);
   // Adds the partial softmax (stats, out) of later keys to (total, total_out), row by row; l = 0 changes nothing.
   void (*merge)(int n_rows, int head_dim, const RowStat* stats, const float* out, RowStat* total, float* total_out);
   // out[head_dim] = total_out / l, zeros for l = 0.
