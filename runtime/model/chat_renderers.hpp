@@ -4,8 +4,8 @@
 // and everything else into tokens that are never structure (specs/model-files.md 10). A format is incremental: the text
 // of a turn does not depend on later turns. Where a published template is not, the formats keep what the model has
 // seen:
-//   - Mistral v1, v3, Gemma: the system text opens the user turn that follows it, where it was posted (the published v3
-//     moves it to the last user turn).
+//   - Mistral v1, v3, Gemma: a system text opens the user turn that follows it, wherever it was posted (the published
+//     Mistral v3 moves it to the last user turn; the others accept one at the beginning only).
 //   - Qwen3: <think> parts of old answers stay; no empty ones are added.
 //   - Phi-3.5: no end-of-text after the last turn; Phi-4 (first version): the assistant's header comes with the
 //     generation prompt only.

@@ -70,11 +70,13 @@ class Sampler {
   void keep_best(std::size_t k);
   void weigh_candidates(float best);
   void cut_for_top_p();
+  double sum_blocks();
 
   SamplingParams params_;
   std::size_t n_vocab_;
   std::vector<float> logits_;          // [n_vocab, rounded up with -infinity] after bias and penalties
   std::vector<float> weights_;         // the same shape: e^((logit - best) / temperature)
+  std::vector<double> block_sums_;     // of weights_
   std::vector<Candidate> candidates_;  // best first
   std::vector<TokenId> seen_;
 };
