@@ -44,6 +44,15 @@ store::AgentRecord find(store::StoreFile& file, std::string_view name) {
   return *found;
 }
 
+// No file, or the empty one that a process left which died while it made the store: its -wal is missing or empty too.
+bool holds_nothing(const std::filesystem::path& path) {
+  std::error_code ec;
+  if (!std::filesystem::exists(path)) return true;
+  if (std::filesystem::file_size(path, ec) != 0 || ec) return false;
+  const auto wal_bytes = std::filesystem::file_size(path.string() + "-wal", ec);
+  return ec || wal_bytes == 0;
+}
+
 const detail::StoreState& checked(const std::shared_ptr<detail::StoreState>& state) {
   if (state == nullptr) throw Error(errc::invalid_handle, "a default-constructed Store was used");
   return *state;
@@ -88,7 +97,7 @@ Store Store::open(const std::filesystem::path& path, const StoreOptions& options
         [copy = detail::StoreState{path, options, nullptr}] { return copy.open_writer(); });
     thread->hold();
     store.state_->in_memory = std::move(thread);
-  } else if (std::filesystem::exists(path)) {
+  } else if (!holds_nothing(path)) {
     store.state_->read([](store::StoreFile&) {});
   }
   return store;
@@ -109,7 +118,7 @@ std::filesystem::path Store::path() const {
 }
 
 std::uint64_t Store::file_bytes() const {
-  if (checked(state_).in_memory == nullptr && !std::filesystem::exists(state_->path)) return 0;
+  if (checked(state_).in_memory == nullptr && holds_nothing(state_->path)) return 0;
   std::uint64_t bytes = 0;
   state_->read([&bytes](store::StoreFile& file) { bytes = file.file_bytes() + file.wal_bytes(); });
   return bytes;
@@ -117,7 +126,7 @@ std::uint64_t Store::file_bytes() const {
 
 std::vector<AgentInfo> Store::agents() const {
   std::vector<AgentInfo> infos;
-  if (checked(state_).in_memory == nullptr && !std::filesystem::exists(state_->path)) return infos;
+  if (checked(state_).in_memory == nullptr && holds_nothing(state_->path)) return infos;
   state_->read([&infos](store::StoreFile& file) {
     for (const store::AgentRecord& record : file.agents()) infos.push_back(info_of(record));
   });
