@@ -5,7 +5,10 @@
 #include <mneme/error.hpp>
 #include <span>
 
+#include "runtime/model/chat_template.hpp"
 #include "runtime/model/identity.hpp"
+#include "runtime/model/tokenizer/tokenizer.hpp"
+#include "runtime/model/tokenizer/vocab.hpp"
 #include "runtime/model/weights.hpp"
 
 namespace mneme::test {
@@ -19,15 +22,15 @@ inline bool loads_as_model(std::span<const std::byte> bytes) {
     model::tokenizer_sha256(file);
     model::template_sha256(file);
     model::weights_sha256(file);
-    for (const char* key : {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"}) file.find_strings(key);
-    file.find_ints("tokenizer.ggml.token_type");
-    file.find_floats("tokenizer.ggml.scores");
     const model::ModelConfig config = model::read_config(file);
     model::map_weights(file, config);
     model::verify_weights(file);
+    const model::Tokenizer tokenizer = model::Tokenizer::create(model::read_vocab(file));
+    model::ChatTemplate::detect(model::chat_template_text(file), tokenizer);
     return true;
   } catch (const Error& error) {
-    const bool is_about_the_model = error.code() == errc::model_corrupt || error.code() == errc::model_unsupported;
+    const bool is_about_the_model = error.code() == errc::model_corrupt || error.code() == errc::model_unsupported ||
+                                    error.code() == errc::template_unsupported;
     if (!is_about_the_model) throw;
     return false;
   }

@@ -132,12 +132,6 @@ class GgufWriter {
     std::erase_if(values_, [&](const Entry& entry) { return entry.key == key; });
   }
 
-  std::vector<std::string> keys() const {
-    std::vector<std::string> names;
-    for (const Entry& entry : values_) names.push_back(entry.key);
-    return names;
-  }
-
   void add_tensor(std::string name, std::vector<std::uint64_t> ne, GgmlType type, std::string data) {
     tensors.push_back({std::move(name), std::move(ne), static_cast<std::uint32_t>(type), std::move(data), {}, {}});
   }
