@@ -90,21 +90,15 @@ class Context::Restorer {
     next_ += n_;
   }
 
-  // The blocks that are complete but not sealed stand in the window.
+  // The blocks whose rows were put but which are not sealed stand in the window.
   void read_blocks() {
     next_ = std::max(next_, s_.layout.unit_first(s_.layout.units(position_)));
-    for (std::int64_t block = s_.layout.units(position_); block < s_.layout.complete_blocks(position_); ++block) {
+    for (std::int64_t block = s_.layout.units(position_); block < s_.format.blocks_put(position_); ++block) {
       const std::vector<ImagePtr> rows = read(RowKind::unit, block);
       start(s_.params.block);
       for (int layer = 0; layer < s_.model.n_layers; ++layer) {
         const Image& row = *rows[static_cast<std::size_t>(layer)];
-        const std::string what = unit_name(block, layer);
-        const ImageHeader header = verify_image(row, what);
-        if (header.k_type == gpu::KvType::q8) {
-          throw Error(errc::lineage_broken, what + " was quantised after the checkpoint at " +
-                                                std::to_string(position_) + ", which needs it in the window");
-        }
-        expect_image(header, s_.format.unit(block, layer, s_.params.store_type), what);
+        check_row(row, s_.format.unit(block, layer), unit_name(block, layer));
         place(layer, payload(row).data());
       }
       next_ += n_;
@@ -193,7 +187,7 @@ Checkpoint Context::checkpoint() const {
   Checkpoint checkpoint;
   checkpoint.position = s.position;
   const bool has_initial = s.position >= s.params.n_init;
-  std::int64_t first = has_initial ? s.layout.unit_first(s.layout.complete_blocks(s.position)) : 0;
+  std::int64_t first = has_initial ? s.layout.unit_first(s.format.blocks_put(s.position)) : 0;
   std::vector<std::byte> bytes;
   while (first < s.position) {
     const std::int64_t n = std::min(s.format.slice_tokens(), s.position - first);

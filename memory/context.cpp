@@ -1,8 +1,8 @@
 #include "memory/context.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
+#include <array>
+#include <string>
 #include <utility>
 
 #include "memory/context_impl.hpp"
@@ -31,6 +31,33 @@ std::int64_t fewest_slots(const Params& params) {
   return std::max(selected, Layout(params).units(params.dense_limit));
 }
 
+// One unit in all layers, as it lies in device slots.
+std::size_t slot_bytes(const ModelShape& model, const Params& params) {
+  return Residency::slot_bytes(model.heads, params) * static_cast<std::size_t>(model.n_layers);
+}
+
+std::size_t row_image_bytes(const ModelShape& model, const Params& params) {
+  const int block = static_cast<int>(params.block);
+  return kImageHeaderBytes + gpu::unit_bytes(model.heads, params.unit_type, block).total();
+}
+
+// The most units that one pass can seal.
+std::int64_t max_fresh_units(const Params& params, std::int64_t max_pass_tokens) {
+  return max_pass_tokens / params.block + 1;
+}
+
+std::int64_t device_slots(const ModelShape& model, const Params& params, const Budget& budget) {
+  if (budget.device_bytes == 0) return params.cached_blocks;
+  const std::size_t per_slot = slot_bytes(model, params);
+  const auto allowed = static_cast<std::int64_t>(budget.device_bytes / per_slot);
+  const std::int64_t fewest = fewest_slots(params);
+  if (allowed >= fewest) return std::min(params.cached_blocks, allowed);
+  const std::string needed = fewest == kAllUnits ? "every unit" : std::to_string(fewest);
+  throw Error(errc::invalid_argument, "device_bytes is " + std::to_string(budget.device_bytes) + ", room for " +
+                                          std::to_string(allowed) + " units of " + std::to_string(per_slot) +
+                                          " bytes; the selector needs " + needed);
+}
+
 }  // namespace
 
 Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& model_, const Params& params_,
@@ -44,9 +71,9 @@ Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& m
       layout(params),
       format(model, params, identity),
       angles(model.inv_freq),
-      residency(device, store, host_cache, model, params, format, device_slots()),
-      index(device, store, host_cache, format, model.n_layers, params.index_type, budget.host_bytes, row_image_bytes(),
-            max_pass_tokens / params.block + 1),
+      residency(device, store, host_cache, model, params, format, device_slots(model, params, budget)),
+      index(device, store, host_cache, format, model.n_layers, params.index_type, budget.host_bytes,
+            row_image_bytes(model, params), max_fresh_units(params, max_pass_tokens)),
       positioned(device, model.heads, angles, model.attention_factor),
       span_mass(device) {
   const SelectorParts parts{&device, model.heads, &params, &index, &residency};
@@ -68,7 +95,10 @@ Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& m
   flat_cos = device.allocate(half * sizeof(float));
   flat_sin = device.allocate(half * sizeof(float));
   const std::int64_t longest = std::max({params.block, params.n_init, std::int64_t{1}});
-  staging = device.allocate(gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(longest)).total());
+  // A quantised row of one token is longer than the token: its scales weigh more than they save.
+  staging =
+      device.allocate(std::max(gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(longest)).total(),
+                               gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total()));
   host_cos.resize(tokens * half);
   host_sin.resize(tokens * half);
   // Un-rotated global keys miss the attention factor, so the global query carries it twice (2.3).
@@ -78,24 +108,14 @@ Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& m
   device.upload(flat_sin.data(), host_sin.data(), half * sizeof(float));
 }
 
-std::size_t Context::Impl::row_image_bytes() const {
-  const std::size_t unit = gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(params.block)).total();
-  return kImageHeaderBytes +
-         std::max(unit, gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total());
-}
-
-std::int64_t Context::Impl::device_slots() const {
-  if (budget.device_bytes == 0) return params.cached_blocks;
-  const std::size_t row = gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total();
-  const std::size_t per_slot = row * static_cast<std::size_t>(model.n_layers);
-  const auto allowed = static_cast<std::int64_t>(budget.device_bytes / per_slot);
-  if (allowed < fewest_slots(params)) {
-    throw Error(errc::invalid_argument,
-                "device_bytes is " + std::to_string(budget.device_bytes) + ", room for " + std::to_string(allowed) +
-                    " units of " + std::to_string(per_slot) + " bytes; the selector needs " +
-                    (fewest_slots(params) == kAllUnits ? "every unit" : std::to_string(fewest_slots(params))));
-  }
-  return std::min(params.cached_blocks, allowed);
+Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens) {
+  constexpr std::array<std::byte, 16> kAnyIdentity{};
+  Budget budget;
+  if (fewest_slots(params) != kAllUnits)
+    budget.device_bytes = static_cast<std::size_t>(fewest_slots(params)) * slot_bytes(model, params);
+  budget.host_bytes = Index::minimum_cap(RowFormat(model, params, kAnyIdentity), model.n_layers,
+                                         row_image_bytes(model, params), max_fresh_units(params, max_pass_tokens));
+  return budget;
 }
 
 Context::Context(gpu::Device& device, UnitStore& store, const ModelShape& model, const Params& params,

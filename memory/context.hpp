@@ -24,12 +24,16 @@
 
 namespace mneme::memory {
 
-// Hard bounds. cached_blocks is reduced to what device_bytes allows; below the selector's minimum: invalid_argument
-// naming device_bytes.
+// Hard bounds. cached_blocks is reduced to what device_bytes allows. Too small: invalid_argument that names the field
+// and the smallest value, which is minimum_budget()'s.
 struct Budget {
   std::size_t device_bytes = 0;  // device slots of all layers; 0: as cached_blocks asks
-  std::size_t host_bytes = 0;    // host cache of unit rows plus index segments; >= one unit row
+  std::size_t host_bytes = 0;    // host cache of unit rows plus index segments
 };
+
+// The smallest budget that a Context of these parameters accepts. device_bytes is 0 where no bound is possible
+// (cached_blocks must hold every unit).
+Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens);
 
 struct SelectedUnit {
   std::int64_t unit = 0;

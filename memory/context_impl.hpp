@@ -53,17 +53,13 @@ struct Context::Impl {
   bool dense(const Chunk& chunk) const noexcept { return chunk.end <= params.dense_limit; }
   PositionMode position_mode(const Chunk& chunk) const noexcept;
 
-  // Hands rows to the store at the end of a pass that reached `end`.
+  // Hand rows to the store at the end of a pass that reached `end`.
   void put_blocks(std::int64_t end);
   void put_initial(std::int64_t end);
   void put_index(std::int64_t end);
-  ImagePtr block_image(std::int64_t block, int layer, gpu::KvType type);
   // Tokens [first, first + n) of a layer as a row of store_type ([n_kv_heads][n][head_dim], K then V) in host memory,
   // taken from the initial tokens below i(position) and from the remainder above.
   void download_tokens(int layer, std::int64_t position, std::int64_t first, std::int64_t n, std::byte* to);
-
-  std::size_t row_image_bytes() const;
-  std::int64_t device_slots() const;
 
   gpu::Device& device;
   UnitStore& store;

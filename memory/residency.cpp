@@ -9,7 +9,7 @@ namespace mneme::memory {
 namespace {
 
 constexpr std::size_t kRowAlignment = 64;
-constexpr std::size_t kRowsPerRead = 32;  // bounds the images that are in flight beside the host cache
+constexpr std::size_t kRowsPerRead = 32;  // two reads' rows at most are in flight beside the host cache
 
 bool contains(std::span<const std::int64_t> ascending, std::int64_t unit) {
   return std::binary_search(ascending.begin(), ascending.end(), unit);
@@ -69,6 +69,11 @@ void HostCache::set_limit(std::size_t bytes) {
   shrink(limit_);
 }
 
+std::size_t Residency::slot_bytes(const gpu::HeadShape& heads, const Params& params) noexcept {
+  const std::size_t row = gpu::unit_bytes(heads, params.unit_type, static_cast<int>(params.block)).total();
+  return (row + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+}
+
 Residency::Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model,
                      const Params& params, const RowFormat& format, std::int64_t slots)
     : device_(&device),
@@ -77,20 +82,14 @@ Residency::Residency(gpu::Device& device, UnitStore& store, HostCache& host_cach
       format_(&format),
       heads_(model.heads),
       layout_(params),
-      store_type_(params.store_type),
       unit_type_(params.unit_type),
       policy_(params.cache_policy),
       decay_(params.decay),
       slots_(slots),
       layers_(static_cast<std::size_t>(model.n_layers)) {
-  const int block = static_cast<int>(layout_.block);
-  row_bytes_ = (gpu::unit_bytes(heads_, unit_type_, block).total() + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+  row_bytes_ = slot_bytes(heads_, params);
   std::uint64_t seed = 0x9E3779B97F4A7C15U;
   for (Layer& layer : layers_) layer.random = next_random(seed) | 1U;
-  if (unit_type_ == store_type_) return;
-  const gpu::UnitBytes raw = gpu::unit_bytes(heads_, store_type_, block);
-  staging_k_ = device.allocate(raw.k);
-  staging_v_ = device.allocate(raw.v);
 }
 
 void Residency::ensure(int layer, std::span<const std::int64_t> units, Window& window) {
@@ -113,45 +112,52 @@ void Residency::ensure(int layer, std::span<const std::int64_t> units, Window& w
   load_missing(layer, window);
 }
 
+// The store starts reading first, so that it works while rows that are nearer are copied.
 void Residency::load_missing(int layer, Window& window) {
   Layer& state = layers_[static_cast<std::size_t>(layer)];
-  missing_reads_.clear();
+  near_.clear();
+  to_read_.clear();
   for (const std::int64_t unit : missing_) {
-    if (unit >= fresh_) {
-      const std::int32_t slot = take_slot(state);
-      window.pack(layout_.unit_first(unit), layout_.block, unit_type_, row(state, slot));
-      put(state, unit, slot, new_score(state));
-      ++counts_.device_hits;
-    } else if (const ImagePtr image = host_cache_->find(unit, layer); image != nullptr) {
-      load_image(layer, unit, *image);
-      ++counts_.host_hits;
+    ImagePtr image = unit < fresh_ ? host_cache_->find(unit, layer) : nullptr;
+    if (unit < fresh_ && image == nullptr) {
+      to_read_.push_back(unit);
     } else {
-      missing_reads_.push_back(unit);
+      near_.push_back({unit, std::move(image)});
     }
   }
-  for (std::size_t first = 0; first < missing_reads_.size(); first += kRowsPerRead) {
-    const std::size_t n = std::min(kRowsPerRead, missing_reads_.size() - first);
-    read_rows(layer, std::span(missing_reads_).subspan(first, n));
+  std::unique_ptr<PendingRead> pending = begin_read(layer, 0);
+  for (const Near& near : near_) {
+    if (near.image == nullptr) {
+      const std::int32_t slot = take_slot(state);
+      window.pack(layout_.unit_first(near.unit), layout_.block, unit_type_, row(state, slot));
+      put(state, near.unit, slot, new_score(state));
+      ++counts_.device_hits;
+    } else {
+      load_image(layer, near.unit, *near.image);
+      ++counts_.host_hits;
+    }
+  }
+  near_.clear();
+  for (std::size_t first = 0; pending != nullptr; first += kRowsPerRead) {
+    const std::vector<ImagePtr> images = pending->wait();
+    pending = begin_read(layer, first + kRowsPerRead);
+    for (std::size_t i = 0; i < images.size(); ++i) load_row(layer, to_read_[first + i], images[i]);
+    counts_.store_reads += images.size();
   }
 }
 
-void Residency::read_rows(int layer, std::span<const std::int64_t> units) {
+// The next rows of to_read_ from `first` on; null if there are none.
+std::unique_ptr<PendingRead> Residency::begin_read(int layer, std::size_t first) {
+  if (first >= to_read_.size()) return nullptr;
   std::vector<RowKey> keys;
-  for (const std::int64_t unit : units) keys.push_back({RowKind::unit, static_cast<std::uint64_t>(unit), layer});
-  const std::vector<ImagePtr> images = store_->begin_read(std::move(keys))->wait();
-  MNEME_CHECK(images.size() == units.size());
-  for (std::size_t i = 0; i < units.size(); ++i) load_row(layer, units[i], images[i]);
-  counts_.store_reads += units.size();
+  for (std::size_t i = first; i < std::min(first + kRowsPerRead, to_read_.size()); ++i)
+    keys.push_back({RowKind::unit, static_cast<std::uint64_t>(to_read_[i]), layer});
+  return store_->begin_read(std::move(keys));
 }
 
-// A row from the store is verified before one byte of it is used. Where units are q8, the store may still hold the row
-// in store_type (the process ended between the two puts): it is quantised here, from the same bits and to the same bits
-// as at sealing.
+// A row from the store is verified before one byte of it is used.
 void Residency::load_row(int layer, std::int64_t unit, const ImagePtr& image) {
-  const std::string what = unit_name(unit, layer);
-  const ImageHeader header = verify_image(*image, what);
-  const bool unquantised = unit_type_ != store_type_ && header.k_type == store_type_;
-  expect_image(header, format_->unit(unit, layer, unquantised ? store_type_ : unit_type_), what);
+  check_row(*image, format_->unit(unit, layer), unit_name(unit, layer));
   load_image(layer, unit, *image);
   host_cache_->insert(unit, layer, image);
 }
@@ -160,16 +166,7 @@ void Residency::load_image(int layer, std::int64_t unit, const Image& image) {
   Layer& state = layers_[static_cast<std::size_t>(layer)];
   const std::int32_t slot = take_slot(state);
   const std::span<const std::byte> bytes = payload(image);
-  const int block = static_cast<int>(layout_.block);
-  if (bytes.size() == gpu::unit_bytes(heads_, unit_type_, block).total()) {
-    device_->upload(row(state, slot), bytes.data(), bytes.size());
-  } else {
-    const std::size_t half = bytes.size() / 2;
-    device_->upload(staging_k_.data(), bytes.data(), half);
-    device_->upload(staging_v_.data(), bytes.data() + half, half);
-    device_->pack_unit(heads_, store_type_, staging_k_.data(), staging_v_.data(), layout_.block, 0, block, unit_type_,
-                       row(state, slot));
-  }
+  device_->upload(row(state, slot), bytes.data(), bytes.size());
   put(state, unit, slot, new_score(state));
 }
 
@@ -211,7 +208,7 @@ void Residency::drop_from(std::int64_t unit) {
 }
 
 std::size_t Residency::device_bytes() const noexcept {
-  std::size_t bytes = staging_k_.bytes() + staging_v_.bytes();
+  std::size_t bytes = 0;
   for (const Layer& layer : layers_)
     for (const gpu::Buffer& slab : layer.slabs) bytes += slab.bytes();
   return bytes;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -52,6 +53,9 @@ struct ResidencyCounts {
 
 class Residency {
  public:
+  // Bytes of one slot: a unit's row in unit_type, aligned.
+  static std::size_t slot_bytes(const gpu::HeadShape& heads, const Params& params) noexcept;
+
   // slots: C per layer, or kAllUnits. Device memory is taken as units arrive.
   Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model, const Params& params,
             const RowFormat& format, std::int64_t slots);
@@ -100,7 +104,7 @@ class Residency {
   void put(Layer& layer, std::int64_t unit, std::int32_t slot, double score);
   void load_missing(int layer, Window& window);
   void load_image(int layer, std::int64_t unit, const Image& image);
-  void read_rows(int layer, std::span<const std::int64_t> units);
+  std::unique_ptr<PendingRead> begin_read(int layer, std::size_t first);
   void load_row(int layer, std::int64_t unit, const ImagePtr& image);
   double new_score(const Layer& layer) const noexcept;
 
@@ -110,15 +114,19 @@ class Residency {
   const RowFormat* format_;
   gpu::HeadShape heads_;
   Layout layout_;
-  gpu::KvType store_type_, unit_type_;
+  gpu::KvType unit_type_;
   CachePolicy policy_;
   double decay_;
   std::int64_t slots_, fresh_ = 0;
   std::size_t row_bytes_ = 0;  // of a slot, aligned
   std::vector<Layer> layers_;
-  std::vector<std::int64_t> missing_;        // scratch
-  std::vector<std::int64_t> missing_reads_;  // scratch
-  gpu::Buffer staging_k_, staging_v_;        // a row in store_type that is quantised on its way in
+  // A missing unit that is in the window (no image) or in the host cache.
+  struct Near {
+    std::int64_t unit;
+    ImagePtr image;
+  };
+  std::vector<std::int64_t> missing_, to_read_;  // scratch of ensure()
+  std::vector<Near> near_;                       // scratch of ensure()
   ResidencyCounts counts_;
 };
 

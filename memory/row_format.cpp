@@ -9,19 +9,22 @@ RowFormat::RowFormat(const ModelShape& model, const Params& params, std::span<co
       layout_(params),
       n_layers_(static_cast<std::uint64_t>(model.n_layers)),
       store_type_(params.store_type),
+      unit_type_(params.unit_type),
       index_type_(params.index_type) {
   std::copy(identity.begin(), identity.end(), identity_.begin());
   if (params.selector == SelectorKind::two_stage) {
     vectors_per_kv_head_ = static_cast<int>(params.block / params.page);
-    vectors_ = vectors_per_kv_head_;
   } else {
     const bool per_query_head = params.rep_mode == gpu::MassHeads::per_query_head;
     mass_heads_ = per_query_head ? heads_.n_heads : heads_.n_kv_heads;
     vectors_per_kv_head_ = mass_heads_ / heads_.n_kv_heads;
-    vectors_ = 1;
   }
   index_bytes_ = static_cast<std::size_t>(heads_.n_kv_heads) * static_cast<std::size_t>(vectors_per_kv_head_) *
                  static_cast<std::size_t>(heads_.head_dim) * gpu::element_bytes(index_type_);
+}
+
+std::int64_t RowFormat::blocks_put(std::int64_t position) const noexcept {
+  return unit_type_ == store_type_ ? layout_.complete_blocks(position) : layout_.units(position);
 }
 
 std::int64_t RowFormat::slice_tokens() const noexcept {
@@ -40,9 +43,9 @@ ImageHeader RowFormat::base(PayloadKind kind, gpu::KvType type) const {
   return header;
 }
 
-ImageHeader RowFormat::unit(std::int64_t unit, int layer, gpu::KvType type) const {
-  ImageHeader header = base(PayloadKind::unit, type);
-  const gpu::UnitBytes bytes = gpu::unit_bytes(heads_, type, static_cast<int>(layout_.block));
+ImageHeader RowFormat::unit(std::int64_t unit, int layer) const {
+  ImageHeader header = base(PayloadKind::unit, unit_type_);
+  const gpu::UnitBytes bytes = gpu::unit_bytes(heads_, unit_type_, static_cast<int>(layout_.block));
   header.layer = static_cast<std::uint32_t>(layer);
   header.n_tokens = static_cast<std::uint32_t>(layout_.block);
   header.first_pos = static_cast<std::uint64_t>(layout_.unit_first(unit));

@@ -31,26 +31,18 @@ void Context::Impl::download_tokens(int layer, std::int64_t at_position, std::in
   }
 }
 
-ImagePtr Context::Impl::block_image(std::int64_t block, int layer, gpu::KvType type) {
-  const ImageHeader header = format.unit(block, layer, type);
-  windows[static_cast<std::size_t>(layer)].pack(layout.unit_first(block), params.block, type, staging.data());
-  host_row.resize(header.payload_bytes);
-  device.download(host_row.data(), staging.data(), host_row.size());
-  return encode_image(header, host_row);
-}
-
-// Blocks that the pass completed, in store_type; with q8 units, the quantised rows of those that it sealed besides.
 void Context::Impl::put_blocks(std::int64_t end) {
   const bool quantised = params.unit_type != params.store_type;
-  for (std::int64_t block = layout.units(position); block < layout.complete_blocks(end); ++block) {
-    const bool completed = block >= layout.complete_blocks(position);
-    const bool sealed = block < layout.units(end);
-    if (!completed && !(quantised && sealed)) continue;
-    const gpu::KvType type = sealed ? params.unit_type : params.store_type;
-    const std::int64_t end_pos = quantised && sealed ? layout.sealed_at(block) : layout.unit_first(block + 1);
+  for (std::int64_t block = format.blocks_put(position); block < format.blocks_put(end); ++block) {
+    const std::int64_t end_pos = quantised ? layout.sealed_at(block) : layout.unit_first(block + 1);
     for (int layer = 0; layer < model.n_layers; ++layer) {
-      ImagePtr image = block_image(block, layer, type);
-      if (type == params.unit_type) host_cache.insert(block, layer, image);
+      const ImageHeader header = format.unit(block, layer);
+      windows[static_cast<std::size_t>(layer)].pack(layout.unit_first(block), params.block, params.unit_type,
+                                                    staging.data());
+      host_row.resize(header.payload_bytes);
+      device.download(host_row.data(), staging.data(), host_row.size());
+      ImagePtr image = encode_image(header, host_row);
+      host_cache.insert(block, layer, image);
       store.put_row({RowKind::unit, static_cast<std::uint64_t>(block), layer}, static_cast<std::uint64_t>(end_pos),
                     std::move(image));
     }

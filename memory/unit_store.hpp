@@ -24,7 +24,7 @@ struct RowKey {
   friend bool operator==(const RowKey&, const RowKey&) = default;
 };
 
-// Rows asked for with begin_read.
+// Rows asked for with begin_read. May be destroyed without wait().
 class PendingRead {
  public:
   virtual ~PendingRead() = default;
@@ -39,9 +39,9 @@ class UnitStore {
  public:
   virtual ~UnitStore() = default;
 
-  // Takes a complete row. It is readable at once and durable later; a row put again (a unit quantised at sealing)
-  // replaces the old one. `end_pos`: the row describes tokens below it, so it must not become durable before the
-  // journal holds them. May wait for room in the write-behind queue.
+  // Takes a complete row. It is readable at once and durable later. A row put again (after a replay, or after a pass
+  // that failed) replaces the old one. `end_pos`: the row describes tokens below it, so it must not become durable
+  // before the journal holds them. May wait for room in the write-behind queue.
   virtual void put_row(const RowKey& key, std::uint64_t end_pos, ImagePtr image) = 0;
 
   // Takes the index vectors of one sealed unit, all layers (kind 3, n_units = 1).

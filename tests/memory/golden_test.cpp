@@ -6,7 +6,6 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "gpu/host/host_device.hpp"
 #include "memory/context_probe.hpp"
 #include "memory/layout.hpp"
 #include "support/memory_stream.hpp"
@@ -50,10 +49,6 @@ Params common_params(const json& config) {
 
 memory::ModelShape shape_of(const json& config) {
   return plain_shape(1, config.at("H"), config.at("Hkv"), config.at("d"), config.at("rope_base"));
-}
-
-std::unique_ptr<gpu::Device> scalar_device() {
-  return gpu::make_host_device({.n_threads = 1, .activations = gpu::ActivationType::f32, .isa = "scalar"});
 }
 
 // A selection is compared where the recorded margin exceeds this (relative to the largest score).
@@ -148,7 +143,7 @@ void run_layer_variant(gpu::Device& device, const json& config, const std::strin
 
 void run_layer_directory(const std::filesystem::path& directory) {
   const json index = json::parse(read_file(directory / "index.json"));
-  const auto device = scalar_device();
+  const auto device = host_device(1, "scalar");
   for (const json& config : index.at("configs")) {
     const Arrays arrays(directory / config.at("file").get<std::string>());
     const auto seed = config.at("seed").get<std::uint64_t>();
@@ -198,7 +193,7 @@ void run_two_stage(gpu::Device& device, const json& config, const Arrays& arrays
 
 void run_two_stage_directory(const std::filesystem::path& directory) {
   const json index = json::parse(read_file(directory / "index.json"));
-  const auto device = scalar_device();
+  const auto device = host_device(1, "scalar");
   for (const json& config : index)
     run_two_stage(*device, config, Arrays(directory / config.at("file").get<std::string>()));
 }

@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "gpu/host/host_device.hpp"
 #include "memory/context_probe.hpp"
 #include "support/infllm_oracle.hpp"
 #include "support/memory_stream.hpp"
@@ -16,10 +15,6 @@ using memory::ContextProbe;
 using memory::Params;
 using memory::PositionMode;
 using memory::SelectorKind;
-
-std::unique_ptr<gpu::Device> scalar_device() {
-  return gpu::make_host_device({.n_threads = 1, .activations = gpu::ActivationType::f32, .isa = "scalar"});
-}
 
 // Selections may differ only where the margin is smaller than the arithmetic's error (M6).
 constexpr double kMargin = 1e-5;
@@ -93,7 +88,7 @@ memory::ModelShape random_shape(Random& random, int n_layers) {
 }
 
 TEST_CASE("M6 brute force: both selectors equal the naive memory on random configurations") {
-  const auto device = scalar_device();
+  const auto device = host_device(1, "scalar");
   for (const SelectorKind selector : {SelectorKind::representatives, SelectorKind::two_stage}) {
     Comparison total;
     for (std::uint64_t seed = 1; seed <= 24; ++seed) {

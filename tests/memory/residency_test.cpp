@@ -5,10 +5,8 @@
 #include <cstring>
 #include <thread>
 
-#include "gpu/host/host_device.hpp"
 #include "gpu/quant_blocks.hpp"
 #include "memory/context_probe.hpp"
-#include "memory/index.hpp"
 #include "memory/layout.hpp"
 #include "mneme/error.hpp"
 #include "support/memory_state.hpp"
@@ -27,10 +25,6 @@ using memory::Params;
 using memory::SelectorKind;
 
 constexpr SelectorKind kSelectors[] = {SelectorKind::representatives, SelectorKind::two_stage};
-
-std::unique_ptr<gpu::Device> device_with(int n_threads) {
-  return gpu::make_host_device({.n_threads = n_threads, .activations = gpu::ActivationType::f32, .isa = {}});
-}
 
 // Small units, so that many exist: about 40 after 140 tokens.
 Params busy_params(Random& random, SelectorKind selector, gpu::KvType unit_type) {
@@ -58,15 +52,12 @@ std::int64_t fewest_slots(const Params& params) {
 
 std::size_t row_image_bytes(const ModelShape& shape, const Params& params) {
   return memory::kImageHeaderBytes +
-         std::max(gpu::unit_bytes(shape.heads, params.store_type, static_cast<int>(params.block)).total(),
-                  gpu::unit_bytes(shape.heads, params.unit_type, static_cast<int>(params.block)).total());
+         gpu::unit_bytes(shape.heads, params.unit_type, static_cast<int>(params.block)).total();
 }
 
 // The smallest host cap that a context accepts.
 std::size_t fewest_host_bytes(const ModelShape& shape, const Params& params, std::int64_t max_pass) {
-  const memory::RowFormat format(shape, params, test_identity());
-  return memory::Index::minimum_cap(format, shape.n_layers, row_image_bytes(shape, params),
-                                    max_pass / params.block + 1);
+  return memory::minimum_budget(shape, params, max_pass).host_bytes;
 }
 
 TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change no bit") {
@@ -80,7 +71,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
         const Stream stream = make_stream(seed, shape, 140);
         const auto segments = random_segments(random, 140, base.exec_chunk);
         CAPTURE(describe(base));
-        const auto device = device_with(1);
+        const auto device = host_device(1);
         MemoryStore store;
         MemoryRun run(*device, store, shape, base, {.max_pass_tokens = 40, .observe = false});
         run.feed(stream, segments);
@@ -101,7 +92,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
             params.cached_blocks = fewest_slots(base) + variant.spare_slots;
             params.cache_policy = variant.policy;
             params.decay = 0.5;
-            const auto other_device = device_with(variant.n_threads);
+            const auto other_device = host_device(variant.n_threads);
             MemoryStore other_store;
             other_store.set_read_hook([](std::span<const memory::RowKey>) { std::this_thread::yield(); });
             const std::size_t host = fewest_host_bytes(shape, params, 40) + spare_rows * row_image_bytes(shape, params);
@@ -122,7 +113,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
 }
 
 TEST_CASE("M5 residency: agents that take turns on one device do not change each other") {
-  const auto device = device_with(2);
+  const auto device = host_device(2);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   Random random(5);
   const Params params = busy_params(random, SelectorKind::two_stage, gpu::KvType::f16);
@@ -162,7 +153,7 @@ float half_at(std::span<const std::byte> bytes, std::size_t i) {
 }
 
 TEST_CASE("M18 q8 once: rows never change after sealing, and lie within half a step of the keys and values") {
-  const auto device = device_with(1);
+  const auto device = host_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(17);
@@ -183,6 +174,7 @@ TEST_CASE("M18 q8 once: rows never change after sealing, and lie within half a s
     REQUIRE(rows.size() > 10);
     MemoryRun restored(*device, store, shape, params, {.max_pass_tokens = 40, .budget = budget});
     restored.context().restore(run.context().checkpoint());
+    CHECK(store.counts().rows_put == 2 * rows.size() + (params.n_init > 0 ? 2 : 0));
     const auto kv_heads = static_cast<std::size_t>(shape.heads.n_kv_heads);
     const auto dim = static_cast<std::size_t>(shape.heads.head_dim);
     const auto block = static_cast<std::size_t>(params.block);
@@ -214,50 +206,8 @@ TEST_CASE("M18 q8 once: rows never change after sealing, and lie within half a s
   }
 }
 
-// Forgets the second put of every row, as if the process had ended between the two.
-class ForgetfulStore final : public memory::UnitStore {
- public:
-  void put_row(const memory::RowKey& key, std::uint64_t end_pos, memory::ImagePtr image) override {
-    if (inner.row(key) == nullptr) inner.put_row(key, end_pos, std::move(image));
-  }
-  void put_index(std::uint64_t unit, std::uint64_t end_pos, memory::ImagePtr image) override {
-    inner.put_index(unit, end_pos, std::move(image));
-  }
-  std::unique_ptr<memory::PendingRead> begin_read(std::vector<memory::RowKey> keys) override {
-    return inner.begin_read(std::move(keys));
-  }
-  std::vector<memory::ImagePtr> read_index(std::uint64_t first, std::size_t n) override {
-    return inner.read_index(first, n);
-  }
-  MemoryStore inner;
-};
-
-TEST_CASE("M18 q8 once: a row that the store still holds unquantised gives the same bits") {
-  const auto device = device_with(1);
-  const ModelShape shape = plain_shape(1, 4, 2, 16);
-  Random random(19);
-  Params params = busy_params(random, SelectorKind::two_stage, gpu::KvType::q8);
-  params.n_local = 20;
-  params.global_distance = 19;
-  params.cached_blocks = fewest_slots(params);
-  const Stream stream = make_stream(4, shape, 140);
-  const std::vector<std::int64_t> segments{130};
-  MemoryStore store;
-  ForgetfulStore forgetful;
-  MemoryRun run(*device, store, shape, params), first(*device, forgetful, shape, params);
-  run.feed(stream, segments);
-  first.feed(stream, segments);
-  MemoryRun other(*device, forgetful, shape, params);
-  other.context().restore(first.context().checkpoint());
-  run.clear();
-  run.decode(stream, 10);
-  other.decode(stream, 10);
-  CHECK(same_bits(run.out(0), other.out(0)));
-  CHECK(other.context().stats().store_reads > 0);
-}
-
 TEST_CASE("M19 bounds: device and host bytes stay within the caps while the stream grows tenfold, and no bit changes") {
-  const auto device = device_with(1);
+  const auto device = host_device(1);
   for (const SelectorKind selector : kSelectors) {
     Random random(23);
     Params params = busy_params(random, selector, gpu::KvType::f16);
@@ -267,8 +217,8 @@ TEST_CASE("M19 bounds: device and host bytes stay within the caps while the stre
     params.voters = 2;
     params.cached_blocks = fewest_slots(params) + 100;
     const ModelShape shape = plain_shape(2, 2, 1, 8);
-    const std::size_t row = gpu::unit_bytes(shape.heads, gpu::KvType::f16, static_cast<int>(params.block)).total();
-    const std::size_t device_cap = static_cast<std::size_t>(fewest_slots(params) + 2) * 2 * row;
+    const std::size_t fewest_bytes = memory::minimum_budget(shape, params, 64).device_bytes;
+    const std::size_t device_cap = fewest_bytes + 2 * fewest_bytes / static_cast<std::size_t>(fewest_slots(params));
     const std::size_t host_cap = fewest_host_bytes(shape, params, 64) + 3 * row_image_bytes(shape, params);
     constexpr std::int64_t kTokens = 1500;  // 12 index segments, of which 3 fit
     const Stream stream = make_stream(6, shape, kTokens);
@@ -295,7 +245,7 @@ TEST_CASE("M19 bounds: device and host bytes stay within the caps while the stre
 }
 
 TEST_CASE("M19 bounds: caps that are too small are refused by name") {
-  const auto device = device_with(1);
+  const auto device = host_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   Random random(29);
   const Params params = [&] {
@@ -304,11 +254,11 @@ TEST_CASE("M19 bounds: caps that are too small are refused by name") {
     return p;
   }();
   MemoryStore store;
-  const std::size_t row = gpu::unit_bytes(shape.heads, gpu::KvType::f16, static_cast<int>(params.block)).total();
-  const std::size_t device_bytes = 2 * row * static_cast<std::size_t>(fewest_slots(params));
-  const std::size_t host_bytes = fewest_host_bytes(shape, params, 40);
-  const auto open = [&](std::size_t device_cap, std::size_t host_cap) {
-    memory::Context context(*device, store, shape, params, {device_cap, host_cap}, 40, test_identity());
+  const auto [device_bytes, host_bytes] = memory::minimum_budget(shape, params, 40);
+  CHECK(device_bytes >= 2 * gpu::unit_bytes(shape.heads, gpu::KvType::f16, static_cast<int>(params.block)).total() *
+                            static_cast<std::size_t>(fewest_slots(params)));
+  const auto open = [&, &p = params](std::size_t device_cap, std::size_t host_cap) {
+    memory::Context context(*device, store, shape, p, {device_cap, host_cap}, 40, test_identity());
   };
   CHECK_NOTHROW(open(device_bytes, host_bytes));
   CHECK_THROWS_WITH_AS(open(device_bytes - 1, host_bytes), doctest::Contains("device_bytes"), Error);
@@ -317,7 +267,7 @@ TEST_CASE("M19 bounds: caps that are too small are refused by name") {
 }
 
 TEST_CASE("M19 failed fetch: an error in a read or a put leaves the state of before the pass, and the memory usable") {
-  const auto device = device_with(1);
+  const auto device = host_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(31);
@@ -358,7 +308,7 @@ TEST_CASE("M19 failed fetch: an error in a read or a put leaves the state of bef
 }
 
 TEST_CASE("C2 an abandoned pass of any tokens leaves no trace, at whichever layer it stops") {
-  const auto device = device_with(1);
+  const auto device = host_device(1);
   const ModelShape shape = plain_shape(3, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (const gpu::KvType unit_type : {gpu::KvType::f16, gpu::KvType::q8}) {

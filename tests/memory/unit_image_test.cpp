@@ -40,17 +40,14 @@ std::vector<std::byte> bytes_of(std::size_t n, std::uint64_t seed) {
 }
 
 std::vector<ImageHeader> all_headers(Fixture fixture) {
-  const memory::RowFormat two_stage = fixture.format();
+  const memory::RowFormat f16 = fixture.format();
+  fixture.params.unit_type = gpu::KvType::q8;
+  const memory::RowFormat q8 = fixture.format();
+  fixture.params.store_type = fixture.params.unit_type = fixture.params.index_type = gpu::KvType::f32;
   fixture.params.selector = memory::SelectorKind::representatives;
-  const memory::RowFormat representatives = fixture.format();
-  return {two_stage.unit(7, 2, gpu::KvType::f16),
-          two_stage.unit(7, 2, gpu::KvType::q8),
-          two_stage.unit(7, 0, gpu::KvType::f32),
-          two_stage.initial(1),
-          two_stage.slice(61, 8),
-          two_stage.index(7),
-          representatives.index(1),
-          representatives.accumulators(61, 33)};
+  const memory::RowFormat f32 = fixture.format();
+  return {f16.unit(7, 2),   q8.unit(7, 2), f32.unit(7, 0),           f16.initial(1), f16.slice(61, 8),
+          f32.slice(61, 8), f16.index(7),  f32.accumulators(61, 33), f32.index(1)};
 }
 
 TEST_CASE("every kind of row reads back as it was written") {
@@ -66,7 +63,7 @@ TEST_CASE("every kind of row reads back as it was written") {
 }
 
 TEST_CASE("a unit row has the documented bytes") {
-  const ImageHeader header = Fixture().format().unit(7, 2, gpu::KvType::f16);
+  const ImageHeader header = Fixture().format().unit(7, 2);
   const std::vector<std::byte> payload = bytes_of(header.payload_bytes, 5);
   const memory::ImagePtr image = memory::encode_image(header, payload);
   const auto u32 = [&](std::size_t at) {
@@ -144,7 +141,7 @@ TEST_CASE("each field of the header wrong in turn, checksums made good: the row 
       {"reserved", 119, 1, 1},
       {"payload overflows", 16, 4, 0xFFFFFFFF},
   };
-  const ImageHeader header = Fixture().format().unit(7, 2, gpu::KvType::f16);
+  const ImageHeader header = Fixture().format().unit(7, 2);
   const memory::ImagePtr image = memory::encode_image(header, bytes_of(header.payload_bytes, 5));
   for (const Case& c : kCases) {
     CAPTURE(std::string(c.field));

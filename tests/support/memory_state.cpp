@@ -2,6 +2,7 @@
 
 #include "memory/context_probe.hpp"
 #include "memory/layout.hpp"
+#include "support/infllm_oracle.hpp"
 
 namespace mneme::test {
 
@@ -13,7 +14,9 @@ LayerState state_of(MemoryRun& run, const memory::MemoryStore& store, const memo
   state.mass = ContextProbe::accumulators(run.context(), layer);
   const memory::Layout layout(params);
   const std::int64_t position = run.context().position();
-  for (std::int64_t block = 0; block < layout.complete_blocks(position); ++block)
+  const bool quantised = params.unit_type != params.store_type;
+  const std::int64_t blocks = quantised ? layout.units(position) : layout.complete_blocks(position);
+  for (std::int64_t block = 0; block < blocks; ++block)
     state.rows.push_back(*store.row({memory::RowKind::unit, static_cast<std::uint64_t>(block), layer}));
   for (std::int64_t unit = 0; unit < layout.units(position); ++unit) {
     state.rows.push_back(*store.index(static_cast<std::uint64_t>(unit)));
@@ -42,6 +45,32 @@ bool same_states(const std::vector<LayerState>& a, const std::vector<LayerState>
   for (std::size_t i = 0; i < a.size(); ++i)
     if (!same_state(a[i], b[i])) return false;
   return true;
+}
+
+memory::Params everything(memory::Params params) {
+  params.topk = memory::kAllUnits;
+  params.cached_blocks = memory::kAllUnits;
+  return params;
+}
+
+std::vector<float> outputs(gpu::Device& device, const memory::ModelShape& shape, const memory::Params& params,
+                           const Stream& stream, std::span<const std::int64_t> segments, int layer) {
+  memory::MemoryStore store;
+  MemoryRun run(device, store, shape, params);
+  run.feed(stream, segments);
+  return run.out(layer);
+}
+
+std::vector<double> full_attention(const memory::ModelShape& shape, const memory::Params& params, const Stream& stream,
+                                   int layer) {
+  memory::Params whole = params;
+  whole.n_local = stream.n_tokens + 1;
+  whole.global_distance = 1;
+  InfllmOracle oracle(whole, shape);
+  return oracle
+      .append(stream.q_of(layer, 0, stream.n_tokens), stream.k_of(layer, 0, stream.n_tokens),
+              stream.v_of(layer, 0, stream.n_tokens))
+      .out;
 }
 
 }  // namespace mneme::test

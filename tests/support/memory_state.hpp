@@ -23,4 +23,15 @@ std::vector<LayerState> states_of(MemoryRun& run, const memory::MemoryStore& sto
                                   int n_layers);
 bool same_states(const std::vector<LayerState>& a, const std::vector<LayerState>& b);
 
+// The same memory with every unit selected and resident.
+memory::Params everything(memory::Params params);
+
+// Outputs of one layer after feeding `segments` to a fresh memory.
+std::vector<float> outputs(gpu::Device& device, const memory::ModelShape& shape, const memory::Params& params,
+                           const Stream& stream, std::span<const std::int64_t> segments, int layer = 0);
+
+// Plain causal attention at true positions: the naive memory with a window that nothing leaves.
+std::vector<double> full_attention(const memory::ModelShape& shape, const memory::Params& params, const Stream& stream,
+                                   int layer = 0);
+
 }  // namespace mneme::test

@@ -6,9 +6,14 @@
 #include <cstring>
 #include <limits>
 
+#include "gpu/host/host_device.hpp"
 #include "mneme/error.hpp"
 
 namespace mneme::test {
+
+std::unique_ptr<gpu::Device> host_device(int n_threads, const std::string& isa) {
+  return gpu::make_host_device({.n_threads = n_threads, .activations = gpu::ActivationType::f32, .isa = isa});
+}
 
 memory::ModelShape plain_shape(int n_layers, int n_heads, int n_kv_heads, int head_dim, double rope_base,
                                std::int64_t native_context) {

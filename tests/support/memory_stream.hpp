@@ -14,6 +14,9 @@
 
 namespace mneme::test {
 
+// The host device with exact activations; isa empty: the best, or MNEME_ISA.
+std::unique_ptr<gpu::Device> host_device(int n_threads, const std::string& isa = {});
+
 // A model shape with plain RoPE.
 memory::ModelShape plain_shape(int n_layers, int n_heads, int n_kv_heads, int head_dim, double rope_base = 10000.0,
                                std::int64_t native_context = 1 << 20);
