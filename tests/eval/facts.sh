@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# How often the test model recalls a fact: for each fact a new agent reads a page, is told the fact, reads TOKENS tokens of
+# licence texts, and is asked. Beside it the same model with its window alone (K = 0). A table, then a name=value line.
+#   tests/eval/facts.sh [--facts N] [--tokens N] [--seed N]
+# About a minute a fact on 2 cores at the default 24,576 tokens.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/support/setup.sh
+
+n_facts=20 tokens=24576 seed=1
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --facts) n_facts="${2:?}" ;;
+    --tokens) tokens="${2:?}" ;;
+    --seed) seed="${2:?}" ;;
+    *) sed -n '2,6p' "$0" >&2; exit 2 ;;
+  esac
+  shift 2
+done
+mneme_install_packages
+mneme_fetch_model
+mneme_build release mneme_cli
+. samples/demo_text.sh
+
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+mneme=build/release/samples/mneme
+demo_text "$work" "$tokens"
+
+# Tab-separated: what is told, what is asked, what the answer must contain.
+python3 - "$n_facts" "$seed" >"$work/facts" <<'PY'
+import random, sys
+rng = random.Random(int(sys.argv[2]))
+colours, animals = ["red", "blue", "green", "black", "white"], ["horse", "tiger", "eagle", "snake", "whale"]
+names, things = ["Anna", "Boris", "Clara", "David", "Elena"], ["garage", "safe", "cellar", "boat", "workshop"]
+cities = ["Lisbon", "Oslo", "Vienna", "Cairo", "Toronto", "Nairobi", "Madrid", "Prague"]
+for i in range(int(sys.argv[1])):
+    key, kind = rng.randint(10000, 99999), i % 4
+    if kind == 0:
+        row = (f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key in the text? Answer with the number only.", key)
+    elif kind == 1:
+        what = f"{rng.choice(colours)} {rng.choice(animals)}"
+        row = (f"The code for the {what} is {key}. Remember it. {key} is the code for the {what}.", f"What is the code for the {what}?", key)
+    elif kind == 2:
+        what = f"{rng.choice(names)}'s {rng.choice(things)}"
+        row = (f"The number of {what} is {key}. Remember it. {key} is the number of {what}.", f"What is the number of {what}?", key)
+    else:
+        who, city = rng.choice(names), rng.choice(cities)
+        row = (f"{who} lives in {city}. Remember it. {city} is where {who} lives.", f"Where does {who} live?", city)
+    print("\t".join(map(str, row)))
+PY
+
+# run NAME MEMORY_JSON FILE...: a new agent reads the files and answers the question; prints the answer on one line.
+run() {
+  local store="$work/$1.db" options=(--model "$mneme_model" --agent a --memory "$2" --quiet)
+  for file in "${@:3}"; do
+    "$mneme" feed "${options[@]}" --store "$store" --text --event-bytes 1500 --kind "$(basename "$file" .txt)" "$file" >/dev/null
+  done
+  "$mneme" ask "${options[@]}" --store "$store" --max-tokens 32 "$question" | tr '\n\t' '  '
+  rm -f "$store"*
+}
+verdict() { if grep -qiF -- "$expected" <<<"$1"; then echo yes; else echo no; fi; }
+
+recalled=0 window=0 i=0
+echo "seed $seed, $tokens tokens between fact and question"
+printf '%-3s %-8s %-7s %-58s %s\n' "#" recalled window question answer
+while IFS=$'\t' read -r fact question expected; do
+  i=$((i + 1))
+  printf '%s\n' "$fact" >"$work/note.txt"
+  answer="$(run "fact$i" '{}' "$work/intro.txt" "$work/note.txt" "$work/stream.txt" </dev/null)"
+  alone="$(run "window$i" '{"topk":0}' "$work/intro.txt" "$work/end.txt" </dev/null)"
+  [ "$(verdict "$answer")" = no ] || recalled=$((recalled + 1))
+  [ "$(verdict "$alone")" = no ] || window=$((window + 1))
+  printf '%-3s %-8s %-7s %-58s %s\n' "$i" "$(verdict "$answer")" "$(verdict "$alone")" "$question ($expected)" "${answer:0:70}"
+done <"$work/facts"
+echo "facts=$i recalled=$recalled window_alone=$window tokens=$tokens seed=$seed"
