@@ -270,7 +270,12 @@ TEST_CASE("try_post never waits: a full queue is said at once") {
   Agent agent = rig.open(Store::open(":memory:"));
   std::promise<void> release;
   auto released = release.get_future().share();
-  rig.io().get_executor().execute([released] { released.wait(); });  // the executor's only thread is busy
+  std::promise<void> started;
+  rig.io().get_executor().execute([&started, released] {
+    started.set_value();
+    released.wait();
+  });
+  started.get_future().wait();  // from here on the executor's only thread is busy
   error_code ec;
   int accepted = 0;
   while (agent.try_post(Event("n", "x"), ec)) ++accepted;
