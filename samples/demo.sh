@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 . samples/demo_text.sh
 
 fact="The pass key is 48213. Remember it. 48213 is the pass key."
-question="What is the pass key in the text? Answer with the number only."
+question="Which number is the pass key?"
 answer="" tokens=24576 store=""
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -86,7 +86,8 @@ mneme_say "$n_stream events of the stream, none twice; $(($(read_tokens demo) - 
 ask() { "$mneme" ask --model "$mneme_model" --store "$store" --agent "$1" --max-tokens 32 "${@:2}" "$question"; }
 mneme_say "Asked: $question"
 ask demo --trace 2>"$work/ask.err" | tee "$work/answer.txt" || { cat "$work/ask.err" >&2; exit 1; }
-sed -n '/^recalled/,/^turn=/p' "$work/ask.err" | head -n 20 >&2
+sed -n '/^recalled/,/^turn=/{/^turn=/!p}' "$work/ask.err" | head -n 24 >&2
+recalled="$(if grep -qF '[note]' "$work/ask.err"; then echo yes; else echo no; fi)"
 
 mneme_say "The same model with its window alone (K = 0). It was given only the first page and the last 4,096 tokens or so of the"
 mneme_say "same text: it attends the first $n_init and the last $n_local tokens, the fact is far outside. It answers:"
@@ -101,5 +102,5 @@ printf '%s\n' "reading: $(value tok_per_s "$work/feed") tok/s; answering: $(valu
   "memory: $(value resident_mib "$work/feed") MiB resident, of them $(value mapped_mib "$work/feed") MiB the mapped model" \
   "disk: $(value database_mib "$work/ask.err") MiB for $(read_tokens demo) tokens" \
   "time after set-up: $((SECONDS - started)) s"
-echo "answer_has_fact=$known window_has_fact=$(verdict "$work/window.txt") tokens=$(read_tokens demo) seconds=$((SECONDS - started))"
+echo "answer_has_fact=$known recalled_fact_unit=$recalled window_has_fact=$(verdict "$work/window.txt") tokens=$(read_tokens demo) seconds=$((SECONDS - started))"
 [ "$known" = yes ]

@@ -36,6 +36,7 @@ std::string in_quotes(std::string_view text) {
 }
 
 std::string shortened(std::string_view text, std::size_t max_bytes) {
+  text.remove_prefix(std::min(text.find_first_not_of(" \t\r\n"), text.size()));
   const std::string_view line = text.substr(0, text.find('\n'));
   std::size_t end = std::min(line.size(), max_bytes);
   while (end > 0 && end < line.size() && (static_cast<unsigned char>(line[end]) & 0xC0U) == 0x80U) --end;

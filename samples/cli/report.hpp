@@ -22,7 +22,7 @@ mneme::Error failure(mneme::error_code code, std::string_view doing, const std::
 // `text` as a JSON string with quotes, one line; bytes that are not UTF-8 become U+FFFD.
 std::string in_quotes(std::string_view text);
 
-// The first line of `text`, cut at a code point to at most max_bytes, with "..." if something is missing.
+// The first line of `text` that is not blank, cut at a code point to at most max_bytes, with "..." if text follows.
 std::string shortened(std::string_view text, std::size_t max_bytes);
 
 // "2026-01-31T12:00:00.250Z"; the fraction only where there is one.

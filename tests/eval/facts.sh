@@ -27,27 +27,24 @@ trap 'rm -rf "$work"' EXIT
 mneme=build/release/samples/mneme
 demo_text "$work" "$tokens"
 
-# Tab-separated: what is told, what is asked, what the answer must contain.
+# Tab-separated: what is told, what is asked, what the answer must contain. Four kinds in turn.
 python3 - "$n_facts" "$seed" >"$work/facts" <<'PY'
 import random, sys
 rng = random.Random(int(sys.argv[2]))
 colours, animals = ["red", "blue", "green", "black", "white"], ["horse", "tiger", "eagle", "snake", "whale"]
-names, things = ["Anna", "Boris", "Clara", "David", "Elena"], ["garage", "safe", "cellar", "boat", "workshop"]
+names, things = ["Anna", "Boris", "Clara", "David", "Elena"], ["locker", "safe", "garage", "boat", "office"]
 cities = ["Lisbon", "Oslo", "Vienna", "Cairo", "Toronto", "Nairobi", "Madrid", "Prague"]
 for i in range(int(sys.argv[1])):
-    key, kind = rng.randint(10000, 99999), i % 4
-    if kind == 0:
-        row = (f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key in the text? Answer with the number only.", key)
-    elif kind == 1:
-        what = f"{rng.choice(colours)} {rng.choice(animals)}"
-        row = (f"The code for the {what} is {key}. Remember it. {key} is the code for the {what}.", f"What is the code for the {what}?", key)
-    elif kind == 2:
-        what = f"{rng.choice(names)}'s {rng.choice(things)}"
-        row = (f"The number of {what} is {key}. Remember it. {key} is the number of {what}.", f"What is the number of {what}?", key)
+    value, kind = rng.randint(10000, 99999), i % 4
+    if kind == 3:
+        name, value = rng.choice(names), rng.choice(cities)
+        told = f"{name} lives in {value}. Remember it. {value} is the city where {name} lives."
+        asked = f"Which city does {name} live in?"
     else:
-        who, city = rng.choice(names), rng.choice(cities)
-        row = (f"{who} lives in {city}. Remember it. {city} is where {who} lives.", f"Where does {who} live?", city)
-    print("\t".join(map(str, row)))
+        what = ["pass key", f"code for the {rng.choice(colours)} {rng.choice(animals)}",
+                f"code of {rng.choice(names)}'s {rng.choice(things)}"][kind]
+        told, asked = f"The {what} is {value}. Remember it. {value} is the {what}.", f"Which number is the {what}?"
+    print(told, asked, value, sep="\t")
 PY
 
 # run NAME MEMORY_JSON FILE...: a new agent reads the files and answers the question; prints the answer on one line.
