@@ -2,7 +2,7 @@
 # How often the test model recalls a fact: for each fact a new agent reads a page, is told the fact, reads TOKENS tokens of
 # licence texts, and is asked. Beside it the same model with its window alone (K = 0). A table, then a name=value line.
 #   tests/eval/facts.sh [--facts N] [--tokens N] [--seed N]
-# About a minute a fact on 2 cores at the default 24,576 tokens.
+# A minute or two a fact on 2 cores at the default 24,576 tokens.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/support/setup.sh
@@ -47,16 +47,22 @@ for i in range(int(sys.argv[1])):
     print(told, asked, value, sep="\t")
 PY
 
-# run NAME MEMORY_JSON FILE...: a new agent reads the files and answers the question; prints the answer on one line.
-run() {
-  local store="$work/$1.db" options=(--model "$mneme_model" --agent a --memory "$2" --quiet)
+# read_files STORE MEMORY_JSON FILE...: an agent reads the files; each file's name is the kind of its events.
+read_files() {
   for file in "${@:3}"; do
-    "$mneme" feed "${options[@]}" --store "$store" --text --event-bytes 1500 --kind "$(basename "$file" .txt)" "$file" >/dev/null
+    "$mneme" feed --model "$mneme_model" --agent a --memory "$2" --quiet --store "$1" --text --event-bytes 1500 \
+      --kind "$(basename "$file" .txt)" "$file" >/dev/null </dev/null
   done
-  "$mneme" ask "${options[@]}" --store "$store" --max-tokens 32 "$question" | tr '\n\t' '  '
-  rm -f "$store"*
+}
+# ask STORE MEMORY_JSON: the answer to $question, on one line.
+ask() {
+  "$mneme" ask --model "$mneme_model" --agent a --memory "$2" --quiet --store "$1" --max-tokens 32 "$question" </dev/null |
+    tr '\n\t' '  '
 }
 verdict() { if grep -qiF -- "$expected" <<<"$1"; then echo yes; else echo no; fi; }
+
+# The window alone never sees the fact, so one agent serves all the questions, each asked of a copy of it.
+read_files "$work/window.db" '{"topk":0}' "$work/intro.txt" "$work/end.txt"
 
 recalled=0 window=0 i=0
 echo "seed $seed, $tokens tokens between fact and question"
@@ -64,8 +70,11 @@ printf '%-3s %-8s %-7s %-58s %s\n' "#" recalled window question answer
 while IFS=$'\t' read -r fact question expected; do
   i=$((i + 1))
   printf '%s\n' "$fact" >"$work/note.txt"
-  answer="$(run "fact$i" '{}' "$work/intro.txt" "$work/note.txt" "$work/stream.txt" </dev/null)"
-  alone="$(run "window$i" '{"topk":0}' "$work/intro.txt" "$work/end.txt" </dev/null)"
+  rm -f "$work"/fact.db* "$work"/copy.db*
+  read_files "$work/fact.db" '{}' "$work/intro.txt" "$work/note.txt" "$work/stream.txt"
+  answer="$(ask "$work/fact.db" '{}')"
+  "$mneme" backup "$work/window.db" "$work/copy.db" >/dev/null
+  alone="$(ask "$work/copy.db" '{"topk":0}')"
   [ "$(verdict "$answer")" = no ] || recalled=$((recalled + 1))
   [ "$(verdict "$alone")" = no ] || window=$((window + 1))
   printf '%-3s %-8s %-7s %-58s %s\n' "$i" "$(verdict "$answer")" "$(verdict "$alone")" "$question ($expected)" "${answer:0:70}"
