@@ -308,6 +308,7 @@ TEST_CASE("the place of a unit in memory and what scratch held before do not mat
     Chunk chunk(shape, 6, 400, 50, random);
     chunk.add(KvType::f16, 64, KeyMask::all, QueryKind::global, 0, random);
     chunk.add(KvType::f16, 64, KeyMask::all, QueryKind::global, 64, random);
+    chunk.add(KvType::f16, 500, KeyMask::causal, QueryKind::local, 395, random);  // most splits of it are not seen
     const Result first = attend(ops, chunk.args);
     // Another operation with NaN queries fills the scratch with NaN.
     Chunk poison = memory_chunk(shape, KvType::f32, KvType::f32, 50, 100, 64, random);
