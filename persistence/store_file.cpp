@@ -224,7 +224,8 @@ void StoreFile::Impl::open_file() {
 void StoreFile::Impl::make_store() {
   check_free_space(path, options.min_free_bytes);
   const std::string unfinished = path.string() + "-new";
-  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) fs::remove(unfinished + suffix);
+  std::error_code error;
+  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) fs::remove(unfinished + suffix, error);
   make_empty_file(unfinished);
   {
     Db made(unfinished, Db::Mode::read_write, options.vfs);
@@ -232,7 +233,9 @@ void StoreFile::Impl::make_store() {
     create_schema(made, now_us());
     use_write_ahead_log(made);
   }
-  fs::rename(unfinished, path);
+  fs::rename(unfinished, path, error);
+  if (error)
+    throw Error(errc::store_io, "store " + json_quoted(path.string()) + " cannot be named: " + error.message());
   sync_directory(path);
 }
 
@@ -363,8 +366,9 @@ std::vector<Accepted> StoreFile::accept(std::int64_t agent_id, std::span<const E
   impl_->check_space();
   std::vector<Accepted> accepted;
   impl_->write_agent(agent_id, sync, [&](AgentView view) {
+    const std::uint64_t before = view.agent.accepted_seq;
     accepted = append_events(*impl_->db, view.agent, events);
-    update_agent(*impl_->db, view.agent);
+    if (view.agent.accepted_seq != before) update_agent(*impl_->db, view.agent);
   });
   return accepted;
 }

@@ -20,10 +20,6 @@ namespace {
 
 constexpr std::size_t kPage = 16384;
 
-bool quick() {
-  return std::getenv("MNEME_TEST_QUICK") != nullptr;
-}
-
 store::StoreFileOptions damage_options(store::Access access) {
   store::StoreFileOptions options = quick_options();
   options.access = access;
@@ -102,7 +98,7 @@ TEST_CASE("flipped bytes anywhere in the file: a typed error or the right data")
   const Sample sample = make_sample(dir);
   const std::vector<std::size_t> used = used_positions(sample.bytes);
   const fs::path path = dir / "s.mneme";
-  const int mutants = quick() ? 100 : 900;
+  const int mutants = 900 / static_cast<int>(thinning());
   int right = 0;
   int reported = 0;
   for (int seed = 0; seed < mutants; ++seed) {
@@ -129,7 +125,7 @@ TEST_CASE("every byte of the file header and of the first page's start") {
   const TempDir dir(TempDir::Where::ram);
   const Sample sample = make_sample(dir);
   const fs::path path = dir / "s.mneme";
-  for (std::size_t at = 0; at < 160; at += quick() ? 7 : 1) {
+  for (std::size_t at = 0; at < 160; at += thinning()) {
     CAPTURE(at);
     std::string bytes = sample.bytes;
     bytes[at] = static_cast<char>(~bytes[at]);
@@ -216,7 +212,7 @@ TEST_CASE("a damaged -wal loses at most what followed the damage; the journal st
     wal = slurp(live.string() + "-wal");
   }
   const fs::path path = dir / "s.mneme";
-  const int mutants = quick() ? 30 : 150;
+  const int mutants = 150 / static_cast<int>(thinning());
   for (int seed = 0; seed < mutants; ++seed) {
     CAPTURE(seed);
     std::mt19937_64 random(static_cast<std::uint64_t>(seed));

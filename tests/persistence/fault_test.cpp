@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iostream>
 
 #include "fixture.hpp"
 #include "tests/support/fault_vfs.hpp"
@@ -182,10 +183,6 @@ void remove_store(const fs::path& path) {
     fs::remove(path.string() + suffix);
 }
 
-bool quick() {
-  return std::getenv("MNEME_TEST_QUICK") != nullptr;
-}
-
 enum class Start { fresh, crashed };
 
 std::size_t prepare(const fs::path& path, Start start) {
@@ -219,7 +216,7 @@ TEST_CASE("any failing I/O call gives a typed error; the store opens afterwards 
   for (const Start start : {Start::fresh, Start::crashed}) {
     for (const FaultCase& fault : kFaults) {
       std::uint64_t n = 1;
-      for (;; n += fault.stride * (quick() ? 5 : 1)) {
+      for (;; n += fault.stride * thinning()) {
         CAPTURE(std::string(fault.what));
         CAPTURE(n);
         const std::size_t before = prepare(path, start);
@@ -247,7 +244,7 @@ TEST_CASE("any failing I/O call gives a typed error; the store opens afterwards 
 TEST_CASE("a process that dies in any call that changes a file loses nothing that was acknowledged") {
   const TempDir dir(TempDir::Where::ram);
   const fs::path path = dir / "s.mneme";
-  const std::uint64_t stride = quick() ? 9 : 1;
+  const std::uint64_t stride = thinning();
   for (const Start start : {Start::fresh, Start::crashed}) {
     std::uint64_t n = 1;
     for (;; n += stride) {
@@ -255,6 +252,7 @@ TEST_CASE("a process that dies in any call that changes a file loses nothing tha
       const std::size_t before = prepare(path, start);
       int acks_pipe[2];
       REQUIRE(pipe(acks_pipe) == 0);
+      std::cout.flush();
       const pid_t child = fork();
       REQUIRE(child >= 0);
       if (child == 0) {

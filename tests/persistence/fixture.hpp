@@ -41,6 +41,15 @@ class TempDir {
   std::filesystem::path path_;
 };
 
+// Loops over faults and mutants try each n-th: all of them normally, a sample where each costs many times more.
+inline unsigned thinning() {
+#if defined(__SANITIZE_THREAD__)
+  return 40;  // these loops have one thread: nothing to find
+#else
+  return std::getenv("MNEME_TEST_QUICK") != nullptr ? 7 : 1;
+#endif
+}
+
 // The bytes of a file; empty if there is none.
 inline std::string slurp(const std::filesystem::path& path) {
   if (!std::filesystem::is_regular_file(path)) return {};

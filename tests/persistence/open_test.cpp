@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <functional>
+#include <iostream>
 
 #include "fixture.hpp"
 #include "tests/support/raw_sqlite.hpp"
@@ -215,6 +216,7 @@ TEST_CASE("another process is refused while the owner lives, and takes over afte
   const fs::path path = dir / "s.mneme";
   int ready[2];
   REQUIRE(pipe(ready) == 0);
+  std::cout.flush();
   const pid_t child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
