@@ -99,11 +99,12 @@ class Answer {
     ready_ = true;
     changed_.notify_all();
   }
+  // To be called once.
   std::vector<ImagePtr> wait() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return ready_; });
-    if (error_) std::rethrow_exception(error_);
-    return images_;
+    if (error_) std::rethrow_exception(std::move(error_));
+    return std::move(images_);
   }
 
  private:
@@ -121,11 +122,14 @@ std::shared_ptr<Answer> ask(const PostToStorage& post, Body body) {
   auto ticket = std::make_shared<JobTicket>([answer] { answer->fail(stopped()); });
   post([answer, ticket, body = std::move(body)](StoreFile& store) {
     ticket->taken = true;
+    std::exception_ptr error;
     try {
       answer->set(body(store));
     } catch (...) {
-      answer->fail(std::current_exception());
+      error = std::current_exception();
     }
+    // Handed over outside the handler: then the waiting thread alone holds the exception.
+    if (error) answer->fail(std::move(error));
   });
   return answer;
 }

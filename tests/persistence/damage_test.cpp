@@ -2,6 +2,7 @@
 // data, never other data.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "fixture.hpp"
@@ -64,10 +65,14 @@ Outcome write_some(const fs::path& path) {
 
 // Positions that are not in a long run of zeros: a flip there changes something.
 std::vector<std::size_t> used_positions(const std::string& bytes) {
+  constexpr std::size_t kNear = 8;
   std::vector<std::size_t> used;
+  std::size_t end = 0;  // positions below it are taken, if they are near
   for (std::size_t i = 0; i < bytes.size(); ++i) {
-    const std::size_t from = i < 8 ? 0 : i - 8;
-    if (bytes.find_first_not_of('\0', from) < i + 8) used.push_back(i);
+    if (bytes[i] == '\0') continue;
+    const std::size_t last = std::min(bytes.size(), i + kNear + 1);
+    for (std::size_t at = std::max(end, i < kNear ? 0 : i - kNear); at < last; ++at) used.push_back(at);
+    end = last;
   }
   return used;
 }
