@@ -42,10 +42,12 @@ class TempDir {
   std::filesystem::path path_;
 };
 
-// One model for all cases of a program.
+// One model for all cases of a program; a child process is told its parent's.
 inline const std::filesystem::path& tiny_model_path() {
+  static const char* const given = std::getenv("MNEME_TEST_CHILD_MODEL");
   static const TempDir dir;
-  static const std::filesystem::path path = write_tiny_model(dir.path());
+  static const std::filesystem::path path =
+      given != nullptr ? std::filesystem::path(given) : write_tiny_model(dir.path());
   return path;
 }
 
