@@ -61,6 +61,7 @@ void AgentLoop::note(error_code ec, const std::string& detail) {
 
 void AgentLoop::fail_engine(std::exception_ptr thrown) {
   const error_code ec = note(thrown);
+  parts_.log(LogLevel::error, "agent \"" + name() + "\" is fenced: " + last_error());
   to_mailbox([ec](AgentLoop& self) { self.feed(input::Failed{ec}); });
 }
 
@@ -68,14 +69,11 @@ void AgentLoop::fail_engine(std::exception_ptr thrown) {
 
 void AgentLoop::perform(action::Accept& accept) {
   std::vector<store::EventRecord> records;
-  std::uint64_t bytes = 0;
   for (const OpId op : accept.ops) {
-    store::EventRecord& record = posts_.at(op).record;
-    bytes += record.body.size() + record.key.size() + record.kind.size() + record.source.size();
-    records.push_back(std::move(record));
+    PendingPost& post = posts_.at(op);
+    count_out(post);
+    records.push_back(std::move(post.record));
   }
-  queued_posts_ -= accept.ops.size();
-  queued_post_bytes_ -= bytes;
   const store::Sync sync = parts_.options.power_loss_safe() ? store::Sync::full : store::Sync::normal;
   parts_.storage->post([self = shared_from_this(), records = std::move(records), sync](store::StoreFile& file) {
     try {
@@ -148,6 +146,7 @@ void AgentLoop::perform(action::Commit& commit) {
       self->to_mailbox([](AgentLoop& loop) { loop.feed(input::Committed{}); });
     } catch (...) {
       const error_code ec = self->note(std::current_exception());
+      self->parts_.log(LogLevel::error, "agent \"" + self->name() + "\": a commit failed: " + self->last_error());
       self->to_mailbox([ec](AgentLoop& loop) { loop.feed(input::CommitFailed{ec}); });
     }
   };
@@ -180,13 +179,17 @@ std::chrono::milliseconds AgentLoop::delay_of(FsmTimer timer) const {
 // ---- the engine
 
 void AgentLoop::perform(action::RunPrefill& run) {
-  auto done = [self = shared_from_this()](bool aborted) {
+  PrefillTask task;
+  task.run = parts_.run;
+  task.seg = run.seg;
+  task.tokens = std::move(run.tokens);
+  task.decodes_last = run.decodes_last;
+  task.done = [self = shared_from_this()](bool aborted) {
     const bool busy = self->parts_.storage->queued_cache_jobs() > kBusyCacheJobs;
     self->to_mailbox([aborted, busy](AgentLoop& loop) { loop.feed(input::SegmentDone{aborted, busy}); });
   };
-  auto failed = [self = shared_from_this()](std::exception_ptr thrown) { self->fail_engine(thrown); };
-  parts_.engine->submit(
-      parts_.lane, make_prefill_job(parts_.run, run.seg, std::move(run.tokens), std::move(done), std::move(failed)));
+  task.failed = [self = shared_from_this()](std::exception_ptr thrown) { self->fail_engine(thrown); };
+  parts_.engine->submit(parts_.lane, make_prefill_job(std::move(task)));
 }
 
 void AgentLoop::perform(action::RunTurn& run) {
@@ -290,11 +293,7 @@ void AgentLoop::perform(action::StopEngine&) {
 void AgentLoop::perform(action::CompletePost& complete) {
   auto node = posts_.extract(complete.op);
   PendingPost& post = node.mapped();
-  if (!post.record.kind.empty()) {  // never handed to the store
-    queued_posts_ -= 1;
-    queued_post_bytes_ -=
-        post.record.body.size() + post.record.key.size() + post.record.kind.size() + post.record.source.size();
-  }
+  count_out(post);
   if (complete.ec) note(complete.ec, R"({"error":")" + complete.ec.message() + R"(","operation":"post"})");
   if (post.handler.has_value()) post.handler->complete(complete.ec, complete.receipt);
 }

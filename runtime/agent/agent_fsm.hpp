@@ -37,8 +37,11 @@ enum class FsmTimer : int { commit = 0, idle = 1, space = 2, drain = 3 };
 struct FsmConfig {
   Durability durability = Durability::unit;
   std::int64_t n_init = 0, block = 0, exec_chunk = 0;  // of the memory
-  std::array<TokenIds, 4> prompts;  // the template's generation prompt after each Speaker; none is empty
-  TokenIds close;                   // what ends an answer; may be empty
+  std::array<TokenIds, 4> prompts;                     // the template's generation prompt after each Speaker
+  // The template has no generation prompt: an answer is sampled from the logits after the last token of an event or of
+  // a closed answer, so that token is always decoded, in a segment of its own. prompts[nobody] is not empty even then.
+  bool decodes_last = false;
+  TokenIds close;                                                    // what ends an answer; may be empty
   std::uint64_t max_lag_events = 65536, max_lag_bytes = 64U << 20U;  // accepted, not absorbed
   std::size_t max_waiting_generations = 16;
 
@@ -171,13 +174,14 @@ struct Commit {  // answer with Committed or CommitFailed; times are filled in b
 struct RunPrefill {  // answer with SegmentDone
   std::uint64_t seg = 0, first_pos = 0;
   TokenIds tokens;
+  bool decodes_last = false;  // the last token belongs to a decode segment, the next one if there are others
 };
 struct RunTurn {  // answer with Tokens and TurnStopped
   OpId op = 0;
   std::uint64_t turn = 0;
   std::uint64_t seg = 0;          // of the prompt's first segment; resumed: the last decode segment
   std::uint64_t decode_fill = 0;  // resumed: tokens in that segment
-  TokenIds prompt;                // empty for a resumed turn
+  TokenIds prompt;                // empty for a resumed turn and for templates without a prompt
   bool resume = false;
 };
 struct Deliver {
@@ -302,6 +306,8 @@ class AgentFsm {
   void take_uncommitted(store::ScheduleCommit& commit);
   store::SegmentRecord new_segment(store::SegmentKind kind, store::SegmentSource source, std::uint64_t source_id,
                                    TokenIds tokens);
+  action::RunPrefill add_segments(store::ScheduleCommit& commit, store::SegmentSource source, std::uint64_t source_id,
+                                  TokenIds tokens, bool is_complete);
   void issue(Pending pending, store::ScheduleCommit commit);
   void deliver(std::uint64_t n);
   void finish_turn();

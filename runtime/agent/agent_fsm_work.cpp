@@ -14,6 +14,8 @@ constexpr std::size_t kMaxPieceTokens = 4096;         // of an event, in one seg
 constexpr std::size_t kMaxAcceptEvents = 256;         // in one transaction
 constexpr std::uint64_t kMaxAcceptBytes = 8U << 20U;  // likewise
 constexpr std::size_t kLoadEvents = 16;
+// Level `turn`: cache rows wait in RAM for the commit of their tokens, and their room is bounded.
+constexpr std::size_t kMaxTurnBacklog = 256;
 
 // Tokens of a piece that starts at pos: cut at a multiple of the execution chunk, so that cuts do not change results.
 std::size_t piece_length(std::uint64_t pos, std::size_t rest, std::uint64_t chunk) {
@@ -129,12 +131,11 @@ void AgentFsm::commit_next_piece() {
   const auto first = front_tokens_.begin() + static_cast<std::ptrdiff_t>(piece_offset_);
   Pending pending;
   store::ScheduleCommit commit;
-  commit.segments.push_back(new_segment(store::SegmentKind::prefill, store::SegmentSource::event, event.seq,
-                                        TokenIds(first, first + static_cast<std::ptrdiff_t>(n))));
-  const store::SegmentRecord& segment = commit.segments.back();
-  pending.run = action::RunPrefill{segment.seg, segment.first_pos, segment.tokens};
+  const bool is_last = piece_offset_ + n == front_tokens_.size();
+  pending.run = add_segments(commit, store::SegmentSource::event, event.seq,
+                             TokenIds(first, first + static_cast<std::ptrdiff_t>(n)), is_last);
   piece_offset_ += n;
-  if (piece_offset_ == front_tokens_.size()) {
+  if (is_last) {
     commit.absorbed_seq = event.seq;
     pending.run_absorbs = event.seq;
     speaker_ = event.speaker;
@@ -157,6 +158,23 @@ store::SegmentRecord AgentFsm::new_segment(store::SegmentKind kind, store::Segme
   next_pos_ += segment.tokens.size();
   decode_fill_ = kind == store::SegmentKind::decode ? segment.tokens.size() : 0;
   return segment;
+}
+
+// Tokens that are fed without an answer, and how the engine is to run them.
+action::RunPrefill AgentFsm::add_segments(store::ScheduleCommit& commit, store::SegmentSource source,
+                                          std::uint64_t source_id, TokenIds tokens, bool is_complete) {
+  action::RunPrefill run{next_seg_, next_pos_, tokens, is_complete && config_.decodes_last};
+  TokenIds last;
+  if (run.decodes_last) {
+    last = {tokens.back()};
+    tokens.pop_back();
+  }
+  for (TokenIds* part : {&tokens, &last}) {
+    if (part->empty()) continue;
+    const auto kind = part == &last ? store::SegmentKind::decode : store::SegmentKind::prefill;
+    commit.segments.push_back(new_segment(kind, source, source_id, std::move(*part)));
+  }
+  return run;
 }
 
 void AgentFsm::issue(Pending pending, store::ScheduleCommit commit) {
@@ -215,9 +233,7 @@ void AgentFsm::close_open_turn() {
   Pending pending;
   store::ScheduleCommit commit;
   if (!config_.close.empty()) {
-    commit.segments.push_back(
-        new_segment(store::SegmentKind::prefill, store::SegmentSource::close, open.turn, config_.close));
-    pending.run = action::RunPrefill{commit.segments[0].seg, commit.segments[0].first_pos, config_.close};
+    pending.run = add_segments(commit, store::SegmentSource::close, open.turn, config_.close, true);
   }
   commit.turn_end = store::ScheduleCommit::TurnEnd{open.turn, store::TurnFinish::interrupted, open.n_tokens, 0};
   issue(std::move(pending), std::move(commit));
@@ -237,7 +253,7 @@ bool AgentFsm::tokens_are_due() const {
     case Durability::unit:
       return blocks_below(next_pos_) != blocks_below(next_pos_ + n);
     case Durability::turn:
-      return false;
+      return n >= kMaxTurnBacklog;
   }
   return false;
 }
@@ -279,10 +295,7 @@ void AgentFsm::commit_turn_end() {
   speaker_ = Speaker::assistant;
   take_uncommitted(commit);
   if (!config_.close.empty()) {
-    commit.segments.push_back(
-        new_segment(store::SegmentKind::prefill, store::SegmentSource::close, turn_->turn, config_.close));
-    const store::SegmentRecord& segment = commit.segments.back();
-    pending.run = action::RunPrefill{segment.seg, segment.first_pos, segment.tokens};
+    pending.run = add_segments(commit, store::SegmentSource::close, turn_->turn, config_.close, true);
   }
   commit.turn_end =
       store::ScheduleCommit::TurnEnd{turn_->turn, static_cast<store::TurnFinish>(*turn_->finish), turn_->n_tokens, 0};

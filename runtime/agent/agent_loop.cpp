@@ -94,9 +94,15 @@ OpId AgentLoop::enqueue_post(store::EventRecord record, std::optional<PostHandle
       if (const auto self = weak.lock()) self->to_mailbox([op](AgentLoop& loop) { loop.feed(input::CancelPost{op}); });
     });
   }
-  posts_.emplace(op, PendingPost{std::move(record), std::move(handler)});
+  posts_.emplace(op, PendingPost{std::move(record), std::move(handler), bytes});
   feed(input::Post{op, bytes});
   return op;
+}
+
+void AgentLoop::count_out(PendingPost& post) {
+  if (!std::exchange(post.is_queued, false)) return;
+  queued_posts_ -= 1;
+  queued_post_bytes_ -= post.bytes;
 }
 
 void AgentLoop::absorb(std::uint64_t seq, VoidHandler handler) {
@@ -186,7 +192,8 @@ std::shared_ptr<TurnHandle> AgentLoop::tokens(std::uint64_t from_pos) {
     }
     std::erase_if(self.readers_, [](const auto& reader) { return reader.expired(); });
     self.readers_.push_back(turn);
-    std::make_shared<JournalReader>(self.parts_.storage, self.parts_.agent_id, self.parts_.model, turn, from_pos)
+    std::make_shared<JournalReader>(self.parts_.storage, self.parts_.agent_id, self.parts_.model,
+                                    self.parts_.fsm.decodes_last, turn, from_pos)
         ->start();
   });
   return turn;

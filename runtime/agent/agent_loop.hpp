@@ -66,6 +66,7 @@ struct AgentParts {
   boost::asio::any_io_executor executor;  // the program's
   const Clock* clock = nullptr;
   std::shared_ptr<RuntimeCounters> counters;
+  LogSink log;                      // never empty; any thread
   std::function<void()> on_closed;  // called once, on the mailbox
 };
 
@@ -107,8 +108,10 @@ class AgentLoop : public std::enable_shared_from_this<AgentLoop> {
 
  private:
   struct PendingPost {
-    store::EventRecord record;
+    store::EventRecord record;  // moved out when it goes to the store
     std::optional<PostHandler> handler;
+    std::uint64_t bytes = 0;
+    bool is_queued = true;  // counts in queued_posts_
   };
   struct PendingTurn {
     std::shared_ptr<TurnHandle> handle;
@@ -144,6 +147,7 @@ class AgentLoop : public std::enable_shared_from_this<AgentLoop> {
 
   std::shared_ptr<TurnHandle> make_turn(GenerateOptions options);
   OpId enqueue_post(store::EventRecord record, std::optional<PostHandler> handler);
+  void count_out(PendingPost& post);
   void enqueue_turn(std::shared_ptr<TurnHandle> turn, OpId tied_post, bool resume);
   void stop_turn(OpId op, Finish finish);
   void take_tokens(OpId op, std::vector<Token> tokens, bool journaled);

@@ -80,19 +80,24 @@ void AgentRun::restore(const store::CheckpointRecord& record) {
   update_figures();
 }
 
-EngineJob make_prefill_job(std::shared_ptr<AgentRun> run, std::uint64_t seg, std::vector<std::int32_t> tokens,
-                           std::function<void(bool)> done, std::function<void(std::exception_ptr)> failed) {
+EngineJob make_prefill_job(PrefillTask task) {
   EngineJob job;
-  job.failed = std::move(failed);
-  job.step = [run = std::move(run), seg, tokens = std::move(tokens), fed = std::size_t{0},
-              done = std::move(done)]() mutable {
-    if (run->stop_requested()) {
-      done(true);
+  job.failed = std::move(task.failed);
+  job.step = [task = std::move(task), fed = std::size_t{0}]() mutable {
+    if (task.run->stop_requested()) {
+      task.done(true);
       return Step::done;
     }
-    if (fed < tokens.size()) fed += run->prefill(seg, std::span(tokens).subspan(fed));
-    if (fed < tokens.size()) return Step::again;
-    done(false);
+    const std::size_t n_prefill = task.tokens.size() - (task.decodes_last ? 1 : 0);
+    if (fed < n_prefill) {
+      fed += task.run->prefill(task.seg, std::span(task.tokens).subspan(fed, n_prefill - fed));
+      if (fed < task.tokens.size()) return Step::again;
+    } else if (task.decodes_last) {
+      const std::uint64_t seg = n_prefill > 0 ? task.seg + 1 : task.seg;
+      const std::span<const float> logits = task.run->decode(seg, task.tokens.back());
+      task.run->kept_logits.assign(logits.begin(), logits.end());
+    }
+    task.done(false);
     return Step::done;
   };
   return job;

@@ -58,7 +58,8 @@ class AgentRun {
   // One decoded token; the logits are valid until the next call for any agent.
   std::span<const float> decode(std::uint64_t seg, std::int32_t token);
 
-  // Logits after the last decoded token, kept for a turn that goes on after a resume; empty: none.
+  // Logits after the last decoded token, for a turn that begins without a token of its own: one that goes on after a
+  // resume, or of a template without a generation prompt. Empty: none.
   std::vector<float> kept_logits;
 
   // The state at the session's position, as it goes to the store.
@@ -85,8 +86,17 @@ class AgentRun {
   std::atomic<bool> stop_requested_{false};
 };
 
-// Feeds a segment, pass by pass; done(aborted) when it is fed or a stop was requested.
-EngineJob make_prefill_job(std::shared_ptr<AgentRun> run, std::uint64_t seg, std::vector<std::int32_t> tokens,
-                           std::function<void(bool aborted)> done, std::function<void(std::exception_ptr)> failed);
+// Tokens that are fed without an answer.
+struct PrefillTask {
+  std::shared_ptr<AgentRun> run;
+  std::uint64_t seg = 0;
+  std::vector<std::int32_t> tokens;
+  bool decodes_last = false;  // the last token is decoded, and its logits are kept
+  std::function<void(bool aborted)> done;
+  std::function<void(std::exception_ptr)> failed;
+};
+
+// Feeds the tokens, pass by pass; done(aborted) when they are fed or a stop was requested.
+EngineJob make_prefill_job(PrefillTask task);
 
 }  // namespace mneme::agent

@@ -16,11 +16,12 @@ bool is_answer(const store::SegmentRecord& segment) {
 }  // namespace
 
 JournalReader::JournalReader(std::shared_ptr<StorageThread> storage, std::int64_t agent_id,
-                             std::shared_ptr<const model::ModelFile> model, std::shared_ptr<TurnHandle> handle,
-                             std::uint64_t from_pos)
+                             std::shared_ptr<const model::ModelFile> model, bool decodes_last,
+                             std::shared_ptr<TurnHandle> handle, std::uint64_t from_pos)
     : storage_(std::move(storage)),
       agent_id_(agent_id),
       model_(std::move(model)),
+      decodes_last_(decodes_last),
       handle_(handle),
       from_pos_(from_pos) {
   result_.finish = Finish::stop;
@@ -63,7 +64,8 @@ void JournalReader::step(store::StoreFile& file) {
     return;
   }
   while (!segments_.empty()) {
-    if (is_answer(segments_.front()) && !give_segment(segments_.front())) return;  // on_room() posts the next step
+    if (is_answer(segments_.front()) && !give_segment(file, segments_.front()))
+      return;  // on_room() posts the next step
     segments_.pop_front();
     offset_ = 0;
   }
@@ -83,12 +85,11 @@ void JournalReader::find_start(store::StoreFile& file) {
   }
 }
 
-bool JournalReader::give_segment(const store::SegmentRecord& segment) {
+bool JournalReader::give_segment(store::StoreFile& file, const store::SegmentRecord& segment) {
   const auto handle = handle_.lock();
   if (!handle) return false;
   if (segment.source_id != result_.turn) {
-    begin_turn(segment.source_id);
-    offset_ = 1;  // the prompt's last token
+    begin_turn(file, segment.source_id);
   }
   for (; offset_ < segment.tokens.size(); ++offset_) {
     const std::uint64_t pos = segment.first_pos + offset_;
@@ -109,7 +110,10 @@ bool JournalReader::give_segment(const store::SegmentRecord& segment) {
   return true;
 }
 
-void JournalReader::begin_turn(std::uint64_t turn) {
+void JournalReader::begin_turn(store::StoreFile& file, std::uint64_t turn) {
+  const auto records = file.turns(agent_id_, turn - 1, 1);
+  const bool has_prompt = !decodes_last_ || (!records.empty() && records.front().first_seg == 0);
+  offset_ = has_prompt ? 1 : 0;  // the prompt's last token stands before the answer
   detokenizer_ = std::make_unique<model::Detokenizer>(model_->tokenizer());
   result_.turn = turn;
   result_.first_pos = result_.last_pos = 0;

@@ -20,7 +20,7 @@ namespace mneme::agent {
 class JournalReader : public std::enable_shared_from_this<JournalReader> {
  public:
   JournalReader(std::shared_ptr<StorageThread> storage, std::int64_t agent_id,
-                std::shared_ptr<const model::ModelFile> model, std::shared_ptr<TurnHandle> handle,
+                std::shared_ptr<const model::ModelFile> model, bool decodes_last, std::shared_ptr<TurnHandle> handle,
                 std::uint64_t from_pos);
   void start();
 
@@ -28,13 +28,14 @@ class JournalReader : public std::enable_shared_from_this<JournalReader> {
   void post();
   void step(store::StoreFile& file);
   void find_start(store::StoreFile& file);
-  bool give_segment(const store::SegmentRecord& segment);
-  void begin_turn(std::uint64_t turn);
+  bool give_segment(store::StoreFile& file, const store::SegmentRecord& segment);
+  void begin_turn(store::StoreFile& file, std::uint64_t turn);
   void end(store::StoreFile& file);
 
   const std::shared_ptr<StorageThread> storage_;
   const std::int64_t agent_id_;
   const std::shared_ptr<const model::ModelFile> model_;
+  const bool decodes_last_;                 // of the template: turns have no prompt (PromptBuilder)
   const std::weak_ptr<TurnHandle> handle_;  // a reader whose handles are gone stops
   const std::uint64_t from_pos_;
   bool started_ = false;

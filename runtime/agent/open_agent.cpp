@@ -2,6 +2,7 @@
 #include "runtime/agent/open_agent.hpp"
 
 #include <algorithm>
+#include <boost/asio/error.hpp>
 #include <mneme/base/check.hpp>
 #include <mneme/error.hpp>
 #include <utility>
@@ -70,17 +71,19 @@ void read_open_turn(store::StoreFile& file, const store::AgentRecord& agent, con
   state.params = params_from_json(turn.params_json, turn.seed);
   std::uint64_t end = agent.head_pos;
   std::vector<std::int32_t> reversed;
-  for (;;) {
+  tail.open.decode_fill = store::kMaxDecodeTokens;  // no segment to go on with
+  while (end > 0) {
     const store::SegmentRecord segment = last_segment(file, agent.id, end).front();
-    if (segment.kind != store::SegmentKind::decode || segment.source_id != turn.turn) break;
+    const bool is_answer = segment.kind == store::SegmentKind::decode && segment.source == store::SegmentSource::turn;
+    if (!is_answer || segment.source_id != turn.turn) break;
     if (end == agent.head_pos) tail.open.decode_fill = segment.tokens.size();
     reversed.insert(reversed.end(), segment.tokens.rbegin(), segment.tokens.rend());
     end = segment.first_pos;
-    if (segment.seg <= turn.first_seg || end == 0) break;
   }
-  if (reversed.empty())
+  if (has_prompt && reversed.empty()) {
     throw Error(errc::store_corrupt, "turn " + std::to_string(turn.turn) + " has no decoded segment");
-  reversed.pop_back();
+  }
+  if (has_prompt) reversed.pop_back();
   state.tokens.assign(reversed.rbegin(), reversed.rend());
   tail.open.turn = turn.turn;
   tail.open.n_tokens = state.tokens.size();
@@ -89,11 +92,12 @@ void read_open_turn(store::StoreFile& file, const store::AgentRecord& agent, con
   tail.open_turn = std::move(state);
 }
 
-Tail read_tail(store::StoreFile& file, const store::AgentRecord& agent) {
+Tail read_tail(store::StoreFile& file, const store::AgentRecord& agent, bool decodes_last) {
   Tail tail;
   const auto turn = file.last_turn(agent.id);
   if (turn.has_value() && turn->finish == store::TurnFinish::open) {
-    read_open_turn(file, agent, *turn, tail);
+    const bool has_prompt = !decodes_last || turn->first_seg == 0;
+    read_open_turn(file, agent, *turn, has_prompt, tail);
   } else {
     tail.partial_event_tokens = read_partial_event(file, agent);
     tail.speaker = read_speaker(file, agent, agent.head_pos - tail.partial_event_tokens);
@@ -115,6 +119,10 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
 
  private:
   Step step() {
+    if (request_.is_cancelled != nullptr && *request_.is_cancelled) {
+      const error_code aborted = asio::error::operation_aborted;
+      throw Error(aborted, "opening agent \"" + request_.name + "\" was cancelled", {});
+    }
     if (!attached_) {
       attach();
     } else if (run_ == nullptr) {
@@ -140,7 +148,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
       report_.created = !found.has_value();
       if (!found.has_value()) found = file.create_agent(request_.name, request_.identity, now);
       if (!found->numerics.empty() && found->numerics != request_.numerics) report_.exactness = Exactness::equivalent;
-      tail_ = read_tail(file, *found);
+      tail_ = read_tail(file, *found, prompts_->decodes_last());
       file.acquire(found->id, request_.numerics, now);
       agent_ = *found;
     });
@@ -152,7 +160,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
   void restore() {
     const auto transformer = request_.device->transformer(request_.model);
     std::uint64_t max_pos = agent_.head_pos;
-    if (tail_.open_turn.has_value()) --max_pos;
+    if (keeps_logits() && max_pos > 0) --max_pos;
     for (;;) {
       make_run(transformer);
       auto record = request_.storage->call(
@@ -182,6 +190,8 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
       run_->restore(record);
     } catch (const Error& e) {
       if (e.code() != errc::store_corrupt && e.code() != errc::lineage_broken) throw;
+      request_.log(LogLevel::warning, "agent \"" + request_.name + "\": the snapshot at position " +
+                                          std::to_string(record.pos) + " cannot be used: " + e.what());
       return false;
     }
     for (const memory::ImagePtr& slice : record.slices) report_.bytes_read += slice->size();
@@ -208,7 +218,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
     } else {
       const std::span<const float> logits = run_->decode(segment.seg, rest.front());
       report_.tokens_replayed += 1;
-      if (position() == agent_.head_pos && tail_.open_turn.has_value()) {
+      if (position() == agent_.head_pos && keeps_logits()) {
         run_->kept_logits.assign(logits.begin(), logits.end());
       }
     }
@@ -241,7 +251,23 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
     parts.executor = request_.executor;
     parts.clock = request_.clock;
     parts.counters = request_.counters;
+    parts.log = request_.log;
+    log_report();
     std::exchange(done_, nullptr)(std::make_shared<AgentLoop>(std::move(parts)), nullptr);
+  }
+
+  void log_report() const {
+    const std::string name = "agent \"" + request_.name + "\"";
+    if (report_.created) {
+      request_.log(LogLevel::info, name + " created");
+      return;
+    }
+    request_.log(LogLevel::info, name + " resumed at position " + std::to_string(report_.position) + ", " +
+                                     std::to_string(report_.tokens_replayed) + " tokens replayed in " +
+                                     std::to_string(report_.took.count() / 1000) + " ms");
+    if (report_.exactness == Exactness::exact) return;
+    request_.log(LogLevel::warning, name + " was last run with other numerics, its next tokens may differ. Then: " +
+                                        agent_.numerics + ". Now: " + request_.numerics);
   }
 
   FsmConfig fsm_config() const {
@@ -253,6 +279,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
     for (const Speaker speaker : {Speaker::nobody, Speaker::system, Speaker::user, Speaker::assistant}) {
       config.prompts[static_cast<std::size_t>(speaker)] = prompts_->generation_prompt(speaker);
     }
+    config.decodes_last = prompts_->decodes_last();
     config.speaker = tail_.speaker;
     config.close = prompts_->close();
     config.accepted_seq = agent_.accepted_seq;
@@ -274,6 +301,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
     std::exchange(done_, nullptr)(nullptr, thrown);
   }
 
+  bool keeps_logits() const { return tail_.open_turn.has_value() || prompts_->decodes_last(); }
   std::uint64_t position() const { return static_cast<std::uint64_t>(run_->session().position()); }
 
   OpenRequest request_;

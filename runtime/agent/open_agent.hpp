@@ -2,6 +2,7 @@
 // (specs/durability.md 4.1).
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -43,12 +44,14 @@ struct OpenRequest {
   boost::asio::any_io_executor executor;
   const Clock* clock = nullptr;
   std::shared_ptr<RuntimeCounters> counters;
+  LogSink log;                                      // never empty; any thread
+  std::shared_ptr<std::atomic<bool>> is_cancelled;  // set: give up between two steps; may be null
   LogitsProbe probe;
 };
 
 // Runs on the engine thread, step by step in turn with the other agents; then calls `done` there with the agent (not
 // started) or what went wrong. Nothing is written before every check has passed; a failure afterwards leaves a valid
-// store and no agent. False: the engine is stopped, and `done` is not called.
+// store and no agent; giving up is the error operation_aborted. False: the engine is stopped, and `done` is not called.
 using OpenDone = std::function<void(std::shared_ptr<AgentLoop>, std::exception_ptr)>;
 bool open_agent(OpenRequest request, OpenDone done);
 

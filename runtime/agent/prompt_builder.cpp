@@ -38,9 +38,9 @@ std::string content_of(const store::EventRecord& event) {
 }  // namespace
 
 PromptBuilder::PromptBuilder(std::shared_ptr<const model::ModelFile> model) : model_(std::move(model)) {
-  const model::ChatTemplate& chat = model_->chat_template();
-  if (chat.generation_prompt({model::Role::user}).empty()) {
-    throw Error(errc::template_unsupported, "template " + std::string(chat.name()) + " has no generation prompt");
+  if (generation_prompt(Speaker::nobody).empty()) {
+    throw Error(errc::template_unsupported,
+                "template " + std::string(model_->chat_template().name()) + " begins an answer with no token at all");
   }
 }
 
@@ -64,7 +64,6 @@ std::vector<std::int32_t> PromptBuilder::generation_prompt(Speaker previous) con
   std::vector<std::int32_t> tokens;
   if (previous == Speaker::nobody) append(tokens, chat.begin_stream(model::Role::user));
   append(tokens, chat.generation_prompt(context_after(previous)));
-  MNEME_CHECK(!tokens.empty());
   return tokens;
 }
 

@@ -11,6 +11,7 @@ TurnHandle::TurnHandle(boost::asio::any_io_executor executor, GenerateOptions op
 std::shared_ptr<TurnHandle> TurnHandle::make(boost::asio::any_io_executor executor, GenerateOptions options) {
   std::shared_ptr<TurnHandle> handle(new TurnHandle(std::move(executor), std::move(options)));
   if (!handle->options_.on_token()) return handle;
+  handle->work_.emplace(handle->executor_);
   const std::weak_ptr<TurnHandle> weak = handle;
   handle->stream_->set_callback(handle->options_.on_token(), [weak](std::exception_ptr thrown) {
     const auto self = weak.lock();
@@ -70,6 +71,7 @@ void TurnHandle::publish() {
   std::unique_lock lock(mutex_);
   published_ = true;
   waiters.swap(waiters_);
+  work_.reset();
   lock.unlock();
   for (auto& [id, handler] : waiters) handler.complete(code_, *result_);
 }

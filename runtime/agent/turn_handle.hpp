@@ -71,6 +71,8 @@ class TurnHandle : public std::enable_shared_from_this<TurnHandle> {
   error_code code_;
   std::exception_ptr thrown_;
   bool published_ = false;
+  // Push mode: the executor must not run dry while callbacks are to come.
+  std::optional<asio::executor_work_guard<asio::any_io_executor>> work_;
   std::map<std::uint64_t, ResultHandler> waiters_;
   std::uint64_t next_waiter_ = 1;
 };

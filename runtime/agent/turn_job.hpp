@@ -25,7 +25,7 @@ struct TurnTask {
   std::uint64_t turn = 0;
   std::uint64_t seg = 0;              // of the prompt's first segment; resumed: the last decode segment
   std::uint64_t decode_fill = 0;      // resumed: tokens in that segment
-  std::vector<std::int32_t> prompt;   // not empty, but for a resumed turn
+  std::vector<std::int32_t> prompt;   // empty: the run has kept the logits to begin with
   std::vector<std::int32_t> resumed;  // tokens of the turn that are in the journal and in the session already
   TurnParams params;
   bool trace = false;

@@ -109,12 +109,13 @@ agent::OpenRequest RuntimeState::make_request(const Model& model, const Store& s
   request.executor = executor;
   request.clock = seams.clock != nullptr ? seams.clock : &system_clock();
   request.counters = counters_;
+  request.log = [self = shared_from_this()](LogLevel level, std::string_view message) { self->log(level, message); };
   request.probe = seams.probe;
   return request;
 }
 
 void RuntimeState::open(const Model& model, const Store& store, std::string name, AgentOptions agent_options,
-                        OpenDone done) {
+                        Flag is_cancelled, OpenDone done) {
   std::shared_ptr<agent::OpenRequest> request;
   try {
     request =
@@ -204,7 +205,7 @@ std::shared_ptr<AgentState> RuntimeState::open_and_wait(const Model& model, cons
   };
   auto result = std::make_shared<Result>();
   auto opened = result->promise.get_future();
-  open(model, store, std::move(name), std::move(agent_options),
+  open(model, store, std::move(name), std::move(agent_options), nullptr,
        [result](std::shared_ptr<AgentState> state, std::exception_ptr thrown) {
          if (thrown) {
            result->promise.set_exception(thrown);
@@ -310,6 +311,12 @@ Metrics RuntimeState::metrics() const {
 std::string RuntimeState::last_error() const {
   const std::lock_guard lock(mutex_);
   return last_error_;
+}
+
+void RuntimeState::log(LogLevel level, std::string_view message) {
+  if (!options.log()) return;
+  const std::lock_guard lock(log_mutex_);
+  options.log()(level, message);
 }
 
 error_code RuntimeState::note(std::exception_ptr thrown) {

@@ -1,6 +1,7 @@
 // The composition root: what stands behind the public handles, and how a runtime is put together.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/io_context.hpp>
 #include <condition_variable>
@@ -78,8 +79,10 @@ struct RuntimeState : std::enable_shared_from_this<RuntimeState> {
 
   RuntimeState(std::optional<boost::asio::any_io_executor> executor, RuntimeOptions options, RuntimeSeams seams);
 
-  // `done` is called once, on any thread, also for what is refused at once.
-  void open(const Model& model, const Store& store, std::string name, AgentOptions options, OpenDone done);
+  // `done` is called once, on any thread, also for what is refused at once. is_cancelled: see OpenRequest; may be null.
+  using Flag = std::shared_ptr<std::atomic<bool>>;
+  void open(const Model& model, const Store& store, std::string name, AgentOptions options, Flag is_cancelled,
+            OpenDone done);
   std::shared_ptr<AgentState> open_and_wait(const Model& model, const Store& store, std::string name,
                                             AgentOptions options);
   bool run_on_engine(std::function<void()> job);
@@ -106,6 +109,7 @@ struct RuntimeState : std::enable_shared_from_this<RuntimeState> {
   void open_slot(const Key& key, std::shared_ptr<agent::OpenRequest> request, OpenDone done);
   void opened(const Key& key, std::shared_ptr<agent::AgentLoop> loop, std::exception_ptr thrown, const OpenDone& done);
   void closed(const Key& key);
+  void log(LogLevel level, std::string_view message);
   void stopped();
   std::vector<std::shared_ptr<agent::AgentLoop>> loops() const;
   void run_pending();
@@ -123,6 +127,7 @@ struct RuntimeState : std::enable_shared_from_this<RuntimeState> {
   std::vector<RunHandler> runs_;
   bool stopped_ = false;
   std::string last_error_;
+  std::mutex log_mutex_;  // one message at a time
 };
 
 // A runtime with the test seams set.

@@ -1,5 +1,7 @@
 // See <mneme/model.hpp>.
+#include <atomic>
 #include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/error.hpp>
 #include <filesystem>
 #include <mneme/error.hpp>
 #include <mneme/model.hpp>
@@ -57,16 +59,23 @@ void Model::start_load(LoadHandler handler, Runtime& runtime, std::filesystem::p
   const auto state = runtime.state();
   using Shared = agent::Handler<void(error_code, Model)>;
   auto shared = std::make_shared<Shared>(std::move(handler), state->executor);
-  const bool accepted = state->run_on_engine([shared, state, path = std::move(path), options = std::move(options)] {
+  auto is_cancelled = std::make_shared<std::atomic<bool>>(false);
+  shared->on_cancel([is_cancelled](agent::CancelType) { *is_cancelled = true; });
+  auto job = [shared, state, is_cancelled, path = std::move(path), options = std::move(options)] {
     Model model;
     error_code ec;
     try {
-      model = load(path, options);
+      if (!*is_cancelled) model = load(path, options);
     } catch (...) {
       ec = state->note(std::current_exception());
     }
+    if (*is_cancelled) {
+      ec = asio::error::operation_aborted;
+      model = Model();
+    }
     shared->complete(ec, std::move(model));
-  });
+  };
+  const bool accepted = state->run_on_engine(std::move(job));
   if (!accepted) shared->complete(errc::shutdown, Model());
 }
 

@@ -1,5 +1,7 @@
 // See <mneme/runtime.hpp>.
+#include <atomic>
 #include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/error.hpp>
 #include <mneme/error.hpp>
 #include <mneme/runtime.hpp>
 #include <utility>
@@ -56,11 +58,19 @@ Agent Runtime::open(const Model& model, const Store& store, std::string_view age
 void Runtime::start_open(OpenHandler handler, Model model, Store store, std::string agent, AgentOptions options) {
   using Shared = agent::Handler<void(error_code, Agent)>;
   auto shared = std::make_shared<Shared>(std::move(handler), state_->executor);
-  state_->open(model, store, std::move(agent), std::move(options),
-               [shared, state = state_](std::shared_ptr<detail::AgentState> opened, std::exception_ptr thrown) {
-                 const error_code ec = thrown ? state->note(thrown) : error_code();
-                 shared->complete(ec, opened == nullptr ? Agent() : Agent(std::move(opened)));
-               });
+  auto is_cancelled = std::make_shared<std::atomic<bool>>(false);
+  shared->on_cancel([is_cancelled](agent::CancelType) { *is_cancelled = true; });
+  auto done = [shared, state = state_, is_cancelled](std::shared_ptr<detail::AgentState> opened,
+                                                     std::exception_ptr thrown) {
+    if (!thrown && *is_cancelled) {  // too late to give up: the agent is closed again
+      opened.reset();
+      shared->complete(asio::error::operation_aborted, Agent());
+      return;
+    }
+    const error_code ec = thrown ? state->note(thrown) : error_code();
+    shared->complete(ec, opened == nullptr ? Agent() : Agent(std::move(opened)));
+  };
+  state_->open(model, store, std::move(agent), std::move(options), is_cancelled, std::move(done));
 }
 
 void Runtime::start_run(RunHandler handler) {

@@ -98,6 +98,57 @@ TEST_CASE("a stream much longer than the window resumes to the same answer at an
   CHECK(report.rows_checked > 100);
 }
 
+TEST_CASE("a template without a generation prompt answers and resumes as others do") {
+  const TempDir dir;
+  const Model model = Model::load(tiny_model_path(), ModelOptions().chat_template("mistral-v1"));
+  REQUIRE(model.info().chat_template == "mistral-v1");
+  const auto open = [&](Rig& rig, const Store& store) {
+    return rig.runtime().open(model, store, "house", small_agent());
+  };
+  const auto event = [](int i) { return Event::user("Question number " + std::to_string(i) + "?"); };
+  std::vector<Answer> whole;
+  std::vector<std::int32_t> all;
+  {
+    Rig rig;
+    Agent agent = open(rig, Store::open(":memory:"));
+    whole.push_back(generate(agent, 5));  // has read nothing
+    for (int i = 0; i < 3; ++i) {
+      post(agent, event(i));
+      whole.push_back(generate(agent, 10));
+      whole.push_back(generate(agent, 10));
+    }
+    for (const Answer& answer : whole) all.insert(all.end(), answer.ids.begin(), answer.ids.end());
+    CHECK(read_all(agent.tokens(0)).ids == all);
+  }
+  std::size_t n = 0;
+  for (int i = -1; i < 3; ++i) {
+    Rig rig;
+    Agent agent = open(rig, Store::open(dir / "a.db"));
+    if (i >= 0) post(agent, event(i));
+    CHECK(generate(agent, i < 0 ? 5 : 10).ids == whole[n++].ids);
+    close(agent);
+    if (i < 0) continue;
+    agent = open(rig, Store::open(dir / "a.db"));
+    CHECK(agent.resume_report().tokens_replayed < 40);
+    CHECK(generate(agent, 10).ids == whole[n++].ids);
+  }
+}
+
+TEST_CASE("the log tells what is opened, and that numerics changed") {
+  const TempDir dir;
+  std::vector<std::string> lines;
+  const RuntimeOptions options =
+      RuntimeOptions().threads(1).log([&](LogLevel, std::string_view line) { lines.emplace_back(line); });
+  for (int i = 0; i < 2; ++i) {
+    Rig rig(options);
+    Agent agent = rig.open(Store::open(dir / "a.db"));
+    post(agent, Event::user("Hello"));
+  }
+  REQUIRE(lines.size() == 2);
+  CHECK(lines[0] == "agent \"house\" created");
+  CHECK(lines[1].starts_with("agent \"house\" resumed at position "));
+}
+
 TEST_CASE("posts of one thread are journaled and completed in call order") {
   Rig rig;
   Store store = Store::open(":memory:");

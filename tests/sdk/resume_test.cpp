@@ -157,10 +157,6 @@ TEST_CASE("child: tells the story" * doctest::skip()) {
 }
 
 TEST_CASE("killed at any named point, an agent resumes to the tokens of one that never stopped") {
-#ifndef MNEME_CRASH_POINTS
-  MESSAGE("skipped: built without MNEME_CRASH_POINTS");
-  return;
-#endif
   const std::string points[] = {
       "after_accept",        "before_segment_commit", "after_segment_commit",  "after_pass",
       "before_token_commit", "after_token_commit",    "after_token_delivered", "before_turn_end",
@@ -199,10 +195,6 @@ TEST_CASE("killed at any named point, an agent resumes to the tokens of one that
 }
 
 TEST_CASE("killed again and again, an agent still comes to the end of its story") {
-#ifndef MNEME_CRASH_POINTS
-  MESSAGE("skipped: built without MNEME_CRASH_POINTS");
-  return;
-#endif
   const Account expected = golden(Durability::unit);
   const TempDir dir;
   int runs = 0;
@@ -218,10 +210,6 @@ TEST_CASE("killed again and again, an agent still comes to the end of its story"
 }
 
 TEST_CASE("an open turn that is not resumed is closed as interrupted by the next verb") {
-#ifndef MNEME_CRASH_POINTS
-  MESSAGE("skipped: built without MNEME_CRASH_POINTS");
-  return;
-#endif
   const TempDir dir;
   REQUIRE(run_child(dir, "after_token_commit:9", Durability::token) == 137);
   Rig rig;

@@ -1,5 +1,7 @@
 // Runtimes: many agents, opening and closing, poll mode, the quick starts.
 #include <atomic>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -273,6 +275,35 @@ TEST_CASE("a runtime whose executor never runs can be destroyed, and its work is
   Agent agent = rig.open(Store::open(dir / "a.db"));
   agent.async_absorb(50, asio::use_future).get();
   CHECK(generate(agent, 4).ids.size() == 4);
+}
+
+TEST_CASE("loading and opening work with completion tokens, and can be cancelled") {
+  const TempDir dir;
+  Rig rig;
+  const Model model = Model::async_load(rig.runtime(), tiny_model_path(), {}, asio::use_future).get();
+  const Store store = Store::open(dir / "a.db");
+  Agent agent = rig.runtime().async_open(model, store, "house", small_agent(), asio::use_future).get();
+  post(agent, Event::user("Hello"));
+  close(agent);
+  CHECK_THROWS_AS(Model::async_load(rig.runtime(), "/nonexistent.gguf", {}, asio::use_future).get(),
+                  boost::system::system_error);
+  asio::cancellation_signal signal;
+  std::promise<error_code> opened, loaded;
+  asio::post(rig.io(), [&] {
+    rig.runtime().async_open(model, store, "house", small_agent(),
+                             asio::bind_cancellation_slot(signal.slot(), [&](error_code ec, Agent none) {
+                               CHECK_FALSE(static_cast<bool>(none));
+                               opened.set_value(ec);
+                             }));
+    signal.emit(asio::cancellation_type::terminal);
+    Model::async_load(rig.runtime(), tiny_model_path(), {},
+                      asio::bind_cancellation_slot(signal.slot(), [&](error_code ec, Model) { loaded.set_value(ec); }));
+    signal.emit(asio::cancellation_type::terminal);
+  });
+  CHECK(opened.get_future().get() == asio::error::operation_aborted);
+  CHECK(loaded.get_future().get() == asio::error::operation_aborted);
+  agent = rig.open(store);  // nothing holds it
+  CHECK(agent.watermarks().accepted_seq == 1);
 }
 
 TEST_CASE("a handler that throws leaves through the executor, and the runtime goes on") {

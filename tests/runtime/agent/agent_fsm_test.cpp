@@ -139,14 +139,43 @@ TEST_CASE("decode segments end at 128 tokens and go on in a new one") {
   AgentFsm fsm(small_config(Durability::turn));
   fsm.step(generate(1));
   fsm.step(input::Committed{});
-  fsm.step(input::Tokens{TokenIds(300, 7), false});
+  fsm.step(input::Tokens{TokenIds(200, 7), false});
   const auto commit = one<action::Commit>(fsm.step(input::TurnStopped{Finish::length, {}})).commit;
   CHECK(commit.decoded.size() == 127);
-  REQUIRE(commit.segments.size() == 3);
-  CHECK(commit.segments[0].tokens.size() == 128);
-  CHECK(commit.segments[1].tokens.size() == 45);
-  CHECK(commit.segments[2].source == store::SegmentSource::close);
-  CHECK(commit.segments[2].first_pos == 3 + 300);
+  REQUIRE(commit.segments.size() == 2);
+  CHECK(commit.segments[0].tokens.size() == 73);
+  CHECK(commit.segments[1].source == store::SegmentSource::close);
+  CHECK(commit.segments[1].first_pos == 3 + 200);
+}
+
+TEST_CASE("a template without a prompt decodes the last token of events and answers, and begins from its logits") {
+  FsmConfig config = small_config();
+  config.decodes_last = true;
+  config.prompts = {TokenIds{1}, TokenIds{}, TokenIds{}, TokenIds{}};
+  AgentFsm fsm(config);
+  fsm.step(input::Post{1, 10});
+  fsm.step(input::Accepted{{{1, false}}});
+  fsm.step(input::Loaded{{{1, Speaker::user}}});
+  const auto commit = one<action::Commit>(fsm.step(input::Encoded{TokenIds{5, 6, 7}})).commit;
+  REQUIRE(commit.segments.size() == 2);
+  CHECK(commit.segments[0].tokens == TokenIds{5, 6});
+  CHECK(commit.segments[1].kind == store::SegmentKind::decode);
+  CHECK(commit.absorbed_seq == 1);
+  const auto run = one<action::RunPrefill>(fsm.step(input::Committed{}));
+  CHECK(run.decodes_last);
+  CHECK(run.tokens == TokenIds{5, 6, 7});
+  fsm.step(input::SegmentDone{});
+  const auto start = one<action::Commit>(fsm.step(generate(2))).commit;
+  CHECK(start.segments.empty());
+  CHECK(start.turn_start->first_seg == 2);
+  CHECK(one<action::RunTurn>(fsm.step(input::Committed{})).prompt.empty());
+  fsm.step(input::Tokens{{40, 41}, false});
+  const auto end = one<action::Commit>(fsm.step(input::TurnStopped{Finish::stop, {}})).commit;
+  CHECK(end.decoded.empty());
+  REQUIRE(end.segments.size() == 3);
+  CHECK(end.segments[0].tokens == TokenIds{40, 41});
+  CHECK(end.segments[1].tokens == TokenIds{9});
+  CHECK(end.segments[2].kind == store::SegmentKind::decode);
 }
 
 TEST_CASE("a long event is cut at multiples of the execution chunk") {
