@@ -29,7 +29,6 @@ AgentFsm::AgentFsm(FsmConfig config)
       open_turn_(config_.open_turn),
       checkpoints_(config_.block, config_.checkpoint_pos) {
   for (const TokenIds& prompt : config_.prompts) MNEME_CHECK(!prompt.empty() || config_.decodes_last);
-  MNEME_CHECK(!config_.prompts.front().empty());
   MNEME_CHECK(config_.block > 0 && config_.exec_chunk > 0);
 }
 

@@ -39,7 +39,8 @@ struct FsmConfig {
   std::int64_t n_init = 0, block = 0, exec_chunk = 0;  // of the memory
   std::array<TokenIds, 4> prompts;                     // the template's generation prompt after each Speaker
   // The template has no generation prompt: an answer is sampled from the logits after the last token of an event or of
-  // a closed answer, so that token is always decoded, in a segment of its own. prompts[nobody] is not empty even then.
+  // a closed answer, so that token is always decoded, in a segment of its own. A stream that holds nothing may have no
+  // prompt at all: generations are then refused with invalid_argument.
   bool decodes_last = false;
   TokenIds close;                                                    // what ends an answer; may be empty
   std::uint64_t max_lag_events = 65536, max_lag_bytes = 64U << 20U;  // accepted, not absorbed

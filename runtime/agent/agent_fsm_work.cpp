@@ -86,7 +86,11 @@ void AgentFsm::start_work() {
   }
   const bool turn_is_next =
       !generations_.empty() && is_resolved(generations_.front()) && committed_seq_ >= generations_.front().after_seq;
-  if (turn_is_next) {
+  if (turn_is_next && speaker_ == Speaker::nobody && config_.prompts.front().empty()) {
+    drop_generation(generations_.front(), errc::invalid_argument, Finish::error);
+    generations_.pop_front();
+    start_work();
+  } else if (turn_is_next) {
     start_turn();
   } else if (!front_tokens_.empty() && loaded_.front().seq <= absorb_limit()) {
     commit_next_piece();
@@ -201,7 +205,12 @@ void AgentFsm::start_turn() {
     commit.segments.push_back(new_segment(store::SegmentKind::prefill, store::SegmentSource::turn, turn,
                                           TokenIds(prompt.begin(), prompt.end() - 1)));
   }
-  commit.segments.push_back(new_segment(store::SegmentKind::decode, store::SegmentSource::turn, turn, {prompt.back()}));
+  if (!prompt.empty()) {
+    commit.segments.push_back(
+        new_segment(store::SegmentKind::decode, store::SegmentSource::turn, turn, {prompt.back()}));
+  } else {
+    decode_fill_ = store::kMaxDecodeTokens;  // the answer begins a segment of its own
+  }
   turn_.emplace();
   turn_->op = waiting.request.op;
   turn_->turn = turn;

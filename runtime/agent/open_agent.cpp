@@ -63,9 +63,9 @@ Speaker read_speaker(store::StoreFile& file, const store::AgentRecord& agent, st
   return PromptBuilder::speaker(events.front());
 }
 
-// The tokens of the open turn: its decode segments without the prompt's last token, which comes first.
+// The tokens of the open turn: its decode segments without the prompt's last token, which comes first if there is one.
 void read_open_turn(store::StoreFile& file, const store::AgentRecord& agent, const store::TurnRecord& turn,
-                    Tail& tail) {
+                    bool has_prompt, Tail& tail) {
   OpenTurnState state;
   state.turn = turn.turn;
   state.params = params_from_json(turn.params_json, turn.seed);

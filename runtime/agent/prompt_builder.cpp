@@ -38,10 +38,7 @@ std::string content_of(const store::EventRecord& event) {
 }  // namespace
 
 PromptBuilder::PromptBuilder(std::shared_ptr<const model::ModelFile> model) : model_(std::move(model)) {
-  if (generation_prompt(Speaker::nobody).empty()) {
-    throw Error(errc::template_unsupported,
-                "template " + std::string(model_->chat_template().name()) + " begins an answer with no token at all");
-  }
+  model_->chat_template();  // throws if there is none
 }
 
 Speaker PromptBuilder::speaker(const store::EventRecord& event) {

@@ -24,7 +24,7 @@ class PromptBuilder {
   // previous: who spoke before. nobody: the event is the first thing in the stream, and the begin-of-stream token and,
   // unless it is a system event, the template's default system text come before it. Never empty.
   std::vector<std::int32_t> event(const store::EventRecord& event, Speaker previous) const;
-  // What asks for an answer after `previous`; empty where the template has no such prompt, but never after nobody.
+  // What asks for an answer after `previous`; empty where the template has no such prompt.
   std::vector<std::int32_t> generation_prompt(Speaker previous) const;
   // The template has no generation prompt: answers begin from the logits after what stands last.
   bool decodes_last() const { return generation_prompt(Speaker::user).empty(); }

@@ -120,6 +120,7 @@ void RuntimeState::open(const Model& model, const Store& store, std::string name
   try {
     request =
         std::make_shared<agent::OpenRequest>(make_request(model, store, std::move(name), std::move(agent_options)));
+    request->is_cancelled = std::move(is_cancelled);
   } catch (...) {
     done(nullptr, std::current_exception());
     return;

@@ -49,7 +49,8 @@ class MNEME_API Agent {
   void close() noexcept;  // starts async_close
 
   // Starts a turn behind everything accepted before it. At most 16 generations may wait; the next one ends with
-  // queue_full. Invalid options: the Generation ends with invalid_argument.
+  // queue_full. Invalid options: the Generation ends with invalid_argument; so it does if the agent has read nothing
+  // and the model's template has nothing to begin an answer with.
   Generation generate(GenerateOptions options = {});
   // Goes on with the turn that a crash left open (resume_report().open_turn), with its own seed and sampling
   // parameters; of `options` only on_token, deadline, group_tokens and trace are used. No open turn: invalid_argument.

@@ -149,7 +149,7 @@ TEST_CASE("decode segments end at 128 tokens and go on in a new one") {
 }
 
 TEST_CASE("a template without a prompt decodes the last token of events and answers, and begins from its logits") {
-  FsmConfig config = small_config();
+  FsmConfig config = small_config(Durability::turn);
   config.decodes_last = true;
   config.prompts = {TokenIds{1}, TokenIds{}, TokenIds{}, TokenIds{}};
   AgentFsm fsm(config);
