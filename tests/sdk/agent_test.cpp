@@ -128,7 +128,7 @@ TEST_CASE("a template without a generation prompt answers and resumes as others 
     CHECK(generate(agent, 10).ids == whole[n++].ids);
     close(agent);
     agent = open(rig, Store::open(dir / "a.db"));
-    CHECK(agent.resume_report().tokens_replayed < 40);
+    CHECK(agent.resume_report().tokens_replayed < 80);  // the last snapshot but one, at most
     CHECK(generate(agent, 10).ids == whole[n++].ids);
   }
 }
