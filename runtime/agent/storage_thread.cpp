@@ -66,6 +66,18 @@ void StorageThread::stop() noexcept {
   }
 }
 
+// The last class of jobs, so the journal's have run as well.
+void StorageThread::drain() {
+  auto reached = std::make_shared<std::promise<void>>();
+  auto result = reached->get_future();
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->stopping) return;  // stop() has joined or will
+    state_->push(state_->cache, [reached] { reached->set_value(); });
+  }
+  result.get();
+}
+
 void StorageThread::hold() {
   auto opened = std::make_shared<std::promise<void>>();
   auto result = opened->get_future();

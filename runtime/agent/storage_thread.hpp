@@ -33,6 +33,10 @@ class StorageThread {
   // afterwards.
   void stop() noexcept;
 
+  // Waits until every job posted so far has run and its captures are destroyed. For a thread that others go on using:
+  // it keeps nothing of the caller's then. Not on this thread, nor on one that a job waits for.
+  void drain();
+
   // Opens the file if nobody holds it, and waits for that. Throws what the opener throws. Not on this thread.
   void hold();
   void release_hold();  // any thread; the last one closes the file behind what is queued

@@ -78,7 +78,10 @@ std::shared_ptr<RuntimeState> make_runtime_state(std::optional<boost::asio::any_
 // ---- opening
 
 std::shared_ptr<agent::StorageThread> RuntimeState::storage_of(const StoreState& store) {
-  if (store.in_memory != nullptr) return store.in_memory;
+  if (store.in_memory != nullptr) {
+    const std::lock_guard lock(mutex_);
+    return *lent_storages_.insert(store.in_memory).first;
+  }
   const std::string key = std::filesystem::weakly_canonical(store.path).string();
   const std::lock_guard lock(mutex_);
   auto& storage = storages_[key];
@@ -272,10 +275,13 @@ void RuntimeState::shut_down() noexcept {
     lock.lock();
     if (!stopped_) changed_.wait_for(lock, kPumpInterval);
   }
-  auto storages = std::move(storages_);
+  auto storages = std::exchange(storages_, {});
+  auto lent = std::exchange(lent_storages_, {});
   lock.unlock();
   engine_->stop();
   for (auto& [path, storage] : storages) storage->stop();
+  for (const auto& storage : lent) storage->drain();  // no job may hold an agent once the executor may go
+  lent.clear();
   if (poll_context != nullptr) poll_context->poll();  // completions of the end
 }
 

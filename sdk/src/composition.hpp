@@ -17,6 +17,7 @@
 #include <mneme/store.hpp>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -123,6 +124,7 @@ struct RuntimeState : std::enable_shared_from_this<RuntimeState> {
   mutable std::mutex mutex_;  // guards everything below
   std::condition_variable changed_;
   std::map<std::string, std::shared_ptr<agent::StorageThread>> storages_;  // by canonical path
+  std::set<std::shared_ptr<agent::StorageThread>> lent_storages_;  // of stores in memory, which outlive the runtime
   std::map<Key, Slot> slots_;
   std::vector<RunHandler> runs_;
   bool stopped_ = false;

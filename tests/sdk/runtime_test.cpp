@@ -277,6 +277,20 @@ TEST_CASE("a runtime whose executor never runs can be destroyed, and its work is
   CHECK(generate(agent, 4).ids.size() == 4);
 }
 
+// The executor may go right after the runtime, so nothing that knows it may be left on a thread of the store's.
+TEST_CASE("a destroyed runtime leaves nothing of itself behind, also where the store lives on") {
+  const Store store = Store::open(":memory:");
+  for (int i = 0; i < 100; ++i) {
+    const auto trace = std::make_shared<int>(i);
+    {
+      Rig rig(RuntimeOptions().threads(1).log([trace](LogLevel, std::string_view) {}));
+      Agent agent = rig.open(store);
+      post(agent, Event("log", "entry " + std::to_string(i)));
+    }
+    REQUIRE(trace.use_count() == 1);
+  }
+}
+
 TEST_CASE("loading and opening work with completion tokens, and can be cancelled") {
   const TempDir dir;
   Rig rig;

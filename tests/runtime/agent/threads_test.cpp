@@ -168,6 +168,20 @@ TEST_CASE("the storage thread opens the file for the first holder and hands on w
   CHECK(opened == 2);
 }
 
+TEST_CASE("a drained storage thread keeps nothing of the jobs that were posted") {
+  StorageThread storage([]() -> std::unique_ptr<mneme::store::StoreFile> { return nullptr; });
+  const auto slow_end = [](bool* ended) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    *ended = true;
+  };
+  bool ended[2] = {false, false};  // NOLINT
+  storage.post([kept = std::shared_ptr<bool>(&ended[0], slow_end)](mneme::store::StoreFile&) {});
+  storage.post_cache([kept = std::shared_ptr<bool>(&ended[1], slow_end)](mneme::store::StoreFile&) {});
+  storage.drain();
+  CHECK(ended[0]);
+  CHECK(ended[1]);
+}
+
 TEST_CASE("timers fire once, in the order of their time, and can be taken back") {
   StorageThread storage([]() -> std::unique_ptr<mneme::store::StoreFile> { return nullptr; });
   std::promise<void> last;
