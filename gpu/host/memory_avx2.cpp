@@ -26,9 +26,9 @@ namespace {
 // clang-format on
 
 constexpr MemoryKernels kTable = {
-    pack_queries,        pack_keys, pack_values, logits,   softmax,      weighted_sum,
-    weighted_sum_stored, merge,     finish,      add_mass, max_in_place, vote_stat,
-    add_votes,           dot_rows,  rotate,      widen,    narrow,
+    pack_queries, pack_keys,           pack_values, finite_values, logits,   softmax,
+    weighted_sum, weighted_sum_stored, merge,       finish,        add_mass, max_in_place,
+    vote_stat,    add_votes,           dot_rows,    rotate,        widen,    narrow,
 };
 
 }  // namespace

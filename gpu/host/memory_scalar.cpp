@@ -46,6 +46,15 @@ void pack_values(KvType type, const void* values, const std::uint16_t* scales, i
   }
 }
 
+bool finite_values(const float* values, int n_keys, int head_dim) {
+  for (int t = 0; t < n_keys; ++t) {
+    for (int j = 0; j < head_dim; ++j) {
+      if (!std::isfinite(values[t * padded_dim(head_dim) + j])) return false;
+    }
+  }
+  return true;
+}
+
 void logits(const float* queries, int n_rows, const float* keys, int n_keys, int head_dim, float* logits) {
   for (int r = 0; r < n_rows; ++r) {
     for (int t = 0; t < n_keys; ++t) {
@@ -183,9 +192,9 @@ void narrow(const float* x, int n, KvType type, void* out) {
 
 const MemoryKernels* memory_kernels_scalar() noexcept {
   static constexpr MemoryKernels kTable = {
-      pack_queries,        pack_keys, pack_values, logits,   softmax,      weighted_sum,
-      weighted_sum_stored, merge,     finish,      add_mass, max_in_place, vote_stat,
-      add_votes,           dot_rows,  rotate,      widen,    narrow,
+      pack_queries, pack_keys,           pack_values, finite_values, logits,   softmax,
+      weighted_sum, weighted_sum_stored, merge,       finish,        add_mass, max_in_place,
+      vote_stat,    add_votes,           dot_rows,    rotate,        widen,    narrow,
   };
   return &kTable;
 }

@@ -299,6 +299,41 @@ TEST_CASE("a query computed alone has the bits it has among others") {
   }
 }
 
+TEST_CASE("what a query does not see cannot reach it, be it infinite or NaN") {
+  // M13 within a chunk, and M1: the keys and values of the last token, and those that fall out of the window of the
+  // query before it, are poisoned. Every query that sees none of them keeps its bits.
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  for (const Isa isa : test::runnable_isas()) {
+    for (const int n_queries : {3, 9, 70}) {
+      for (const float poison : {nan, infinity, -infinity}) {
+        for (const HeadShape shape : {HeadShape{6, 2, 64}, HeadShape{2, 2, 24}}) {
+          std::mt19937 random(19);
+          ThreadPool pool(2);
+          MemoryOps ops(pool, isa);
+          const std::int64_t n_local = 45;
+          Chunk chunk = memory_chunk(shape, KvType::f16, KvType::f16, n_queries, n_local, 33, random);
+          const Result clean = attend(ops, chunk.args);
+          StoredKv& window = chunk.stored.back();
+          const std::int64_t last = n_local - 2 + n_queries;  // of the window: the last query's own key
+          for (int g = 0; g < shape.n_kv_heads; ++g) {
+            for (const std::int64_t t : {last, std::int64_t{0}}) {  // token 0 is seen by query 0 alone
+              window.set_key(g, t, 5, poison);
+              window.set_value(g, t, 7, poison);
+            }
+          }
+          const Result got = attend(ops, chunk.args);
+          INFO("queries " << n_queries << ", poison " << poison << ", isa " << host::name(isa));
+          const std::size_t row = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
+          const std::size_t seen_by_none = (static_cast<std::size_t>(n_queries) - 2) * row * sizeof(float);
+          CHECK(std::memcmp(got.out.data() + row, clean.out.data() + row, seen_by_none) == 0);
+          CHECK(!std::isfinite(got.out[7]));
+          CHECK(!std::isfinite(got.out[got.out.size() - row + 7]));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("the place of a unit in memory and what scratch held before do not matter") {
   for (const Isa isa : test::runnable_isas()) {
     std::mt19937 random(17);

@@ -62,6 +62,8 @@ struct MemoryKernels {
   // values: [n_keys][head_dim] of `type`; scales: f16 [n_keys], q8 only.
   void (*pack_values)(KvType type, const void* values, const std::uint16_t* scales, int n_keys, int head_dim,
                       float* panel);
+  // Whether every value of a panel is finite.
+  bool (*finite_values)(const float* values, int n_keys, int head_dim);
   // logits[row][key] = row . key, summed over ascending channels. logits: [n_rows][kSplitKeys], written up to
   // padded_keys(n_keys).
   void (*logits)(const float* queries, int n_rows, const float* keys, int n_keys, int head_dim, float* logits);

@@ -182,3 +182,14 @@ inline void pack_values(KvType type, const void* values, const std::uint16_t* sc
       return pack_value_strips<KvType::q8>(values, scales, n_keys, head_dim, panel);
   }
 }
+
+// 0 times a finite value is a zero, 0 times another NaN.
+inline bool finite_values(const float* values, int n_keys, int head_dim) {
+  const std::int64_t n = static_cast<std::int64_t>(n_keys) * ((head_dim + kStrip - 1) / kStrip * kStrip);
+  vf sum[2] = {vzero(), vzero()};
+  for (std::int64_t i = 0; i < n; i += kStrip) {
+    sum[0] = vfma(vload(values + i), vzero(), sum[0]);
+    sum[1] = vfma(vload(values + i + kWidth), vzero(), sum[1]);
+  }
+  return vsum(vadd(sum[0], sum[1])) == 0.0f;
+}
