@@ -2,9 +2,11 @@
 #include "runtime/model/engine.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <mneme/base/text.hpp>
 
 #include "runtime/model/identity.hpp"
+#include "runtime/model/tokenizer/unicode_tables.hpp"
 
 namespace mneme::model {
 
@@ -18,9 +20,20 @@ std::array<std::byte, 16> params_hash(const ModelFile& model, const memory::Para
   return hash;
 }
 
+// The frequencies are computed at load with the C library's pow, so their bits may differ between machines.
+std::string rope_hash(const Rope& rope) {
+  Sha256 hash;
+  hash.update_number(static_cast<std::uint64_t>(rope.pairing));
+  for (const double value : rope.inv_freq) hash.update_number(std::bit_cast<std::uint64_t>(value));
+  hash.update_number(std::bit_cast<std::uint64_t>(rope.attention_factor));
+  return hash.finish_hex().substr(0, 32);
+}
+
 std::string numerics_fingerprint(const ModelFile& model, const memory::Params& params, const gpu::Device& device) {
   return "{\"device\":" + json_quoted(device.info().numerics) +
          ",\"engine\":1,\"memory\":" + memory::identity_json(params) +
+         ",\"rope\":" + json_quoted(rope_hash(model.config().rope)) +
+         ",\"unicode\":" + json_quoted(std::string(kUnicodeVersion)) +
          ",\"weights\":" + json_quoted(model.weights_sha256()) + "}";
 }
 
