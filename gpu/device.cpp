@@ -33,4 +33,10 @@ KvSpan unit_span(const HeadShape& shape, KvType type, const void* row, int n_tok
   return span;
 }
 
+KvSpan resident_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens) noexcept {
+  KvSpan span = unit_span(shape, type, slot, n_tokens);
+  span.k_layout = resident_layout(n_tokens);
+  return span;
+}
+
 }  // namespace mneme::gpu

@@ -121,10 +121,17 @@ enum class KeyMask {
   causal,  // t <= q
 };
 
-// A run of consecutive keys and values of one layer. Element (KV head g, token i, channel j) of K stands at index
-// (g * head_stride + i) * head_dim + j, likewise V.
+// How the keys of a span lie: a token's channels together, or, by runs of kStripTokens tokens, a channel's tokens.
+enum class KeyLayout { rows, strips };
+constexpr int kStripTokens = 32;
+
+// A run of consecutive keys and values of one layer. Element (KV head g, token i, channel j) of V stands at index
+// (g * head_stride + i) * head_dim + j, likewise K in rows; K in strips has it at
+// (g * head_stride + i - i % kStripTokens) * head_dim + j * kStripTokens + i % kStripTokens, and n_tokens and
+// head_stride are then multiples of kStripTokens.
 struct KvSpan {
   KvType type = KvType::f16;
+  KeyLayout k_layout = KeyLayout::rows;
   const void* k = nullptr;
   const void* v = nullptr;
   const void* k_scales = nullptr;  // q8 only: f16 [n_kv_heads][head_dim]
@@ -138,6 +145,19 @@ struct KvSpan {
 
 // The span over a unit in the layout of unit_bytes().
 KvSpan unit_span(const HeadShape& shape, KvType type, const void* row, int n_tokens) noexcept;
+
+// A resident unit is a row that attention and scores read without turning its keys round: as a row, but with its keys
+// in strips if n_tokens is a multiple of kStripTokens. Of the same size, so that a slot holds either.
+constexpr KeyLayout resident_layout(int n_tokens) noexcept {
+  return n_tokens % kStripTokens == 0 ? KeyLayout::strips : KeyLayout::rows;
+}
+KvSpan resident_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens) noexcept;
+
+// One row on its way from host memory into a slot.
+struct UnitUpload {
+  const void* row = nullptr;  // host memory, unit_bytes() layout
+  void* slot = nullptr;       // device memory
+};
 
 // Whose attention mass is added up per key: each query head's own, or the sum over the query heads of a KV head.
 enum class MassHeads { per_query_head, per_kv_head };
@@ -229,9 +249,12 @@ class Device {
                          std::int64_t head_stride, std::int64_t offset) = 0;
   // Copies n_tokens stored tokens starting at `offset` of raw_k, raw_v (stored as `from`) into one unit row (unit_bytes
   // layout, type `to`). to == from: bit copy. to == q8: quantises (scale = amax/127 rounded to f16, round to nearest
-  // even, 0 for a zero scale).
+  // even, 0 for a zero scale). layout: of the row's keys; strips: n_tokens is a multiple of kStripTokens.
   virtual void pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v,
-                         std::int64_t head_stride, std::int64_t offset, int n_tokens, KvType to, void* row) = 0;
+                         std::int64_t head_stride, std::int64_t offset, int n_tokens, KvType to, KeyLayout layout,
+                         void* row) = 0;
+  // Copies rows of n_tokens tokens into slots, as resident_span() reads them. No slot occurs twice.
+  virtual void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) = 0;
   // Rotates stored keys of a span into out (f32, [n_kv_heads][n_tokens][head_dim]); cos, sin: [n_tokens, head_dim/2].
   virtual void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,
                            float* out) = 0;

@@ -74,6 +74,21 @@ std::vector<std::byte> ContextProbe::unit_row(const Context& context, int layer,
       gpu::unit_bytes(s.model.heads, s.params.unit_type, static_cast<int>(s.params.block)).total());
   const gpu::KvSpan span = s.residency.span(layer, unit);
   s.device.download(bytes.data(), span.k_scales != nullptr ? span.k_scales : span.k, bytes.size());
+  if (span.k_layout == gpu::KeyLayout::rows) return bytes;
+  const auto dim = static_cast<std::size_t>(s.model.heads.head_dim);
+  const std::size_t element = gpu::element_bytes(span.type);
+  const std::size_t strip = gpu::kStripTokens * dim * element;
+  const std::size_t n_strips = static_cast<std::size_t>(s.model.heads.n_kv_heads * span.n_tokens) / gpu::kStripTokens;
+  const std::size_t scales =
+      gpu::unit_bytes(s.model.heads, span.type, static_cast<int>(span.n_tokens)).k - n_strips * strip;
+  for (std::size_t at = scales, end = scales + n_strips * strip; at < end; at += strip) {
+    const std::vector<std::byte> turned(bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                                        bytes.begin() + static_cast<std::ptrdiff_t>(at + strip));
+    for (std::size_t i = 0; i < gpu::kStripTokens * dim; ++i) {
+      const std::size_t from = (i % dim * gpu::kStripTokens + i / dim) * element;
+      std::memcpy(bytes.data() + at + i * element, turned.data() + from, element);
+    }
+  }
   return bytes;
 }
 

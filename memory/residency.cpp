@@ -126,23 +126,32 @@ void Residency::load_missing(int layer, Window& window) {
     }
   }
   std::unique_ptr<PendingRead> pending = begin_read(layer, 0);
-  for (const Near& near : near_) {
+  std::size_t n_images = 0;
+  for (Near& near : near_) {
     if (near.image == nullptr) {
-      const std::int32_t slot = take_slot(state);
-      window.pack(layout_.unit_first(near.unit), layout_.block, unit_type_, row(state, slot));
-      put(state, near.unit, slot, new_score(state));
+      pack(state, near.unit, window);
       ++counts_.device_hits;
     } else {
-      load_image(layer, near.unit, *near.image);
-      ++counts_.host_hits;
+      std::swap(near_[n_images++], near);
     }
   }
+  near_.resize(n_images);
+  upload(state, near_);
+  counts_.host_hits += n_images;
   near_.clear();
   for (std::size_t first = 0; pending != nullptr; first += kRowsPerRead) {
     const std::vector<ImagePtr> images = pending->wait();
     pending = begin_read(layer, first + kRowsPerRead);
-    for (std::size_t i = 0; i < images.size(); ++i) load_row(layer, to_read_[first + i], images[i]);
+    for (std::size_t i = 0; i < images.size(); ++i) {
+      const std::int64_t unit = to_read_[first + i];
+      // A row from the store is verified before one byte of it is used.
+      check_row(*images[i], format_->unit(unit, layer), unit_name(unit, layer));
+      near_.push_back({unit, images[i]});
+    }
+    upload(state, near_);
+    for (const Near& row : near_) host_cache_->insert(row.unit, layer, row.image);
     counts_.store_reads += images.size();
+    near_.clear();
   }
 }
 
@@ -155,19 +164,24 @@ std::unique_ptr<PendingRead> Residency::begin_read(int layer, std::size_t first)
   return store_->begin_read(std::move(keys));
 }
 
-// A row from the store is verified before one byte of it is used.
-void Residency::load_row(int layer, std::int64_t unit, const ImagePtr& image) {
-  check_row(*image, format_->unit(unit, layer), unit_name(unit, layer));
-  load_image(layer, unit, *image);
-  host_cache_->insert(unit, layer, image);
+// Units of the window into a free slot.
+void Residency::pack(Layer& layer, std::int64_t unit, Window& window) {
+  reserve_slots(layer, 1);
+  const std::int32_t slot = layer.free_slots.back();
+  window.pack(layout_.unit_first(unit), layout_.block, unit_type_,
+              gpu::resident_layout(static_cast<int>(layout_.block)), row(layer, slot));
+  put(layer, unit, slot);
 }
 
-void Residency::load_image(int layer, std::int64_t unit, const Image& image) {
-  Layer& state = layers_[static_cast<std::size_t>(layer)];
-  const std::int32_t slot = take_slot(state);
-  const std::span<const std::byte> bytes = payload(image);
-  device_->upload(row(state, slot), bytes.data(), bytes.size());
-  put(state, unit, slot, new_score(state));
+// Rows into free slots, all at once: the device copies them in parallel.
+void Residency::upload(Layer& layer, std::span<const Near> rows) {
+  if (rows.empty()) return;
+  reserve_slots(layer, rows.size());
+  uploads_.clear();
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    uploads_.push_back({payload(*rows[i].image).data(), row(layer, *(layer.free_slots.rbegin() + i))});
+  device_->upload_units(heads_, unit_type_, static_cast<int>(layout_.block), uploads_);
+  for (const Near& near : rows) put(layer, near.unit, layer.free_slots.back());
 }
 
 gpu::KvSpan Residency::span(int layer, std::int64_t unit) const {
@@ -175,7 +189,7 @@ gpu::KvSpan Residency::span(int layer, std::int64_t unit) const {
   const auto at = std::lower_bound(state.cached.begin(), state.cached.end(), unit,
                                    [](const Cached& c, std::int64_t u) { return c.unit < u; });
   MNEME_CHECK(at != state.cached.end() && at->unit == unit);
-  gpu::KvSpan span = gpu::unit_span(heads_, unit_type_, row(state, at->slot), static_cast<int>(layout_.block));
+  gpu::KvSpan span = gpu::resident_span(heads_, unit_type_, row(state, at->slot), static_cast<int>(layout_.block));
   span.first_pos = layout_.unit_first(unit);
   return span;
 }
@@ -184,9 +198,7 @@ void Residency::admit(int layer, std::int64_t unit, Window& window) {
   Layer& state = layers_[static_cast<std::size_t>(layer)];
   if (slots_ == 0) return;
   if (static_cast<std::int64_t>(state.cached.size()) == slots_) evict(state, 1, {});
-  const std::int32_t slot = take_slot(state);
-  window.pack(layout_.unit_first(unit), layout_.block, unit_type_, row(state, slot));
-  put(state, unit, slot, new_score(state));
+  pack(state, unit, window);
 }
 
 void Residency::add_mass(int layer, std::span<const std::int64_t> units, std::span<const float> mass) {
@@ -227,18 +239,17 @@ void Residency::add_slab(Layer& layer) {
   layer.n_slots += n;
 }
 
-// A free slot, which stays free until put() gives it to a unit (R1).
-std::int32_t Residency::take_slot(Layer& layer) {
-  if (layer.free_slots.empty()) add_slab(layer);
-  return layer.free_slots.back();
+// At least n free slots, which are filled from the last one on and stay free until put() gives them to a unit (R1).
+void Residency::reserve_slots(Layer& layer, std::size_t n) {
+  while (layer.free_slots.size() < n) add_slab(layer);
 }
 
-void Residency::put(Layer& layer, std::int64_t unit, std::int32_t slot, double score) {
+void Residency::put(Layer& layer, std::int64_t unit, std::int32_t slot) {
   MNEME_CHECK(!layer.free_slots.empty() && layer.free_slots.back() == slot);
   layer.free_slots.pop_back();
   const auto at = std::lower_bound(layer.cached.begin(), layer.cached.end(), unit,
                                    [](const Cached& c, std::int64_t u) { return c.unit < u; });
-  layer.cached.insert(at, {unit, slot, score});
+  layer.cached.insert(at, {unit, slot, new_score(layer)});
 }
 
 double Residency::new_score(const Layer& layer) const noexcept {

@@ -96,16 +96,21 @@ class Residency {
     std::uint64_t random = 0;
   };
   static constexpr std::int64_t kSlabSlots = 16;
+  // A missing unit that is in the window (no image), or whose row is in host memory.
+  struct Near {
+    std::int64_t unit;
+    ImagePtr image;
+  };
 
   std::byte* row(const Layer& layer, std::int32_t slot) const noexcept;
   void add_slab(Layer& layer);
-  std::int32_t take_slot(Layer& layer);
+  void reserve_slots(Layer& layer, std::size_t n);
   void evict(Layer& layer, std::int64_t n, std::span<const std::int64_t> keep);
-  void put(Layer& layer, std::int64_t unit, std::int32_t slot, double score);
+  void put(Layer& layer, std::int64_t unit, std::int32_t slot);
+  void pack(Layer& layer, std::int64_t unit, Window& window);
   void load_missing(int layer, Window& window);
-  void load_image(int layer, std::int64_t unit, const Image& image);
   std::unique_ptr<PendingRead> begin_read(int layer, std::size_t first);
-  void load_row(int layer, std::int64_t unit, const ImagePtr& image);
+  void upload(Layer& layer, std::span<const Near> rows);
   double new_score(const Layer& layer) const noexcept;
 
   gpu::Device* device_;
@@ -120,13 +125,9 @@ class Residency {
   std::int64_t slots_, fresh_ = 0;
   std::size_t row_bytes_ = 0;  // of a slot, aligned
   std::vector<Layer> layers_;
-  // A missing unit that is in the window (no image) or in the host cache.
-  struct Near {
-    std::int64_t unit;
-    ImagePtr image;
-  };
   std::vector<std::int64_t> missing_, to_read_;  // scratch of ensure()
   std::vector<Near> near_;                       // scratch of ensure()
+  std::vector<gpu::UnitUpload> uploads_;         // scratch of upload()
   ResidencyCounts counts_;
 };
 

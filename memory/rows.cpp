@@ -26,7 +26,7 @@ void Context::Impl::download_tokens(int layer, std::int64_t at_position, std::in
     place(first, initial);
   }
   if (initial < n) {
-    window.pack(first + initial, n - initial, params.store_type, staging.data());
+    window.pack(first + initial, n - initial, params.store_type, gpu::KeyLayout::rows, staging.data());
     place(first + initial, n - initial);
   }
 }
@@ -38,7 +38,7 @@ void Context::Impl::put_blocks(std::int64_t end) {
     for (int layer = 0; layer < model.n_layers; ++layer) {
       const ImageHeader header = format.unit(block, layer);
       windows[static_cast<std::size_t>(layer)].pack(layout.unit_first(block), params.block, params.unit_type,
-                                                    staging.data());
+                                                    gpu::KeyLayout::rows, staging.data());
       host_row.resize(header.payload_bytes);
       device.download(host_row.data(), staging.data(), host_row.size());
       ImagePtr image = encode_image(header, host_row);

@@ -110,14 +110,14 @@ gpu::KvSpan Window::initial(std::int64_t n) const noexcept {
   return span;
 }
 
-void Window::pack(std::int64_t first, std::int64_t n, gpu::KvType type, void* row) {
+void Window::pack(std::int64_t first, std::int64_t n, gpu::KvType type, gpu::KeyLayout layout, void* row) {
   device_->pack_unit(heads_, type_, raw_k_.data(), raw_v_.data(), capacity_, first - base_, static_cast<int>(n), type,
-                     row);
+                     layout, row);
 }
 
 void Window::pack_initial(std::int64_t first, std::int64_t n, void* row) {
   device_->pack_unit(heads_, type_, initial_k_.data(), initial_v_.data(), n_init_, first, static_cast<int>(n), type_,
-                     row);
+                     gpu::KeyLayout::rows, row);
 }
 
 float* Window::mass(std::int64_t t) const noexcept {

@@ -52,7 +52,7 @@ class Window {
   gpu::KvSpan initial(std::int64_t n) const noexcept;
 
   // Copies or quantises tokens [first, first + n) of the remainder, or of the initial tokens, into a row of `type`.
-  void pack(std::int64_t first, std::int64_t n, gpu::KvType type, void* row);
+  void pack(std::int64_t first, std::int64_t n, gpu::KvType type, gpu::KeyLayout layout, void* row);
   void pack_initial(std::int64_t first, std::int64_t n, void* row);
 
   // r of token t and after: [..][mass_heads]. Null where there is no r.

@@ -105,8 +105,11 @@ class HostDevice final : public Device {
     memory_.append_kv(shape, type, k, v, n_tokens, cos, sin, raw_k, raw_v, rotated_k, head_stride, offset);
   }
   void pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v, std::int64_t head_stride,
-                 std::int64_t offset, int n_tokens, KvType to, void* row) override {
-    memory_.pack_unit(shape, from, raw_k, raw_v, head_stride, offset, n_tokens, to, row);
+                 std::int64_t offset, int n_tokens, KvType to, KeyLayout layout, void* row) override {
+    memory_.pack_unit(shape, from, raw_k, raw_v, head_stride, offset, n_tokens, to, layout, row);
+  }
+  void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) override {
+    memory_.upload_units(shape, type, n_tokens, units);
   }
   void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,
                    float* out) override {

@@ -23,12 +23,13 @@ namespace {
 #include "gpu/host/kernels/panels.inl.hpp"
 #include "gpu/host/kernels/attention.inl.hpp"
 #include "gpu/host/kernels/selectors.inl.hpp"
+#include "gpu/host/kernels/strips.inl.hpp"
 // clang-format on
 
 constexpr MemoryKernels kTable = {
-    pack_queries, pack_keys,           pack_values, finite_values, logits,   softmax,
-    weighted_sum, weighted_sum_stored, merge,       finish,        add_mass, max_in_place,
-    vote_stat,    add_votes,           dot_rows,    rotate,        widen,    narrow,
+    pack_queries, pack_keys,           pack_values, pack_strips, finite_values, logits,       logits_stored, softmax,
+    weighted_sum, weighted_sum_stored, merge,       finish,      add_mass,      max_in_place, vote_stat,     add_votes,
+    dot_rows,     turn_keys,           rotate,      widen,       narrow,
 };
 
 }  // namespace

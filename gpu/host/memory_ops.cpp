@@ -30,6 +30,15 @@ void span_logits(const MemoryKernels& kernels, const KvSpan& span, int head_dim,
                  const float* queries, int n_rows, const std::byte* ahead, float* panel, float* out) {
   constexpr int kFewRows = 12;
   constexpr int kFewRowsKeys = 32;
+  if (span.k_layout == KeyLayout::strips) {
+    const void* strips = vector_at(span.k, span.type, span.head_stride, kv_head, first, head_dim);
+    const std::uint16_t* scales = key_scales(span, kv_head, head_dim);
+    if (n_rows <= kDirectRows) {
+      return kernels.logits_stored(span.type, queries, n_rows, strips, scales, n, head_dim, ahead, out);
+    }
+    kernels.pack_strips(span.type, strips, scales, n, head_dim, panel);
+    return kernels.logits(queries, n_rows, panel, n, head_dim, out);
+  }
   const void* keys[kSplitKeys];
   key_pointers(span, kv_head, first, n, head_dim, keys);
   const std::uint16_t* scales = key_scales(span, kv_head, head_dim);
@@ -104,16 +113,36 @@ void MemoryOps::append_kv(const HeadShape& shape, KvType type, const float* k, c
   });
 }
 
+namespace {
+
+// One key out of strips: to [head_dim] of `type`.
+void copy_key(const KvSpan& span, int kv_head, std::int64_t token, int head_dim, std::byte* to) {
+  const std::int64_t lane = token % kStripTokens;
+  const std::size_t size = element_bytes(span.type);
+  const std::byte* strip = vector_at(span.k, span.type, span.head_stride, kv_head, token - lane, head_dim);
+  for (int j = 0; j < head_dim; ++j)
+    std::memcpy(to + static_cast<std::size_t>(j) * size,
+                strip + static_cast<std::size_t>(j * kStripTokens + lane) * size, size);
+}
+
+}  // namespace
+
 void MemoryOps::rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,
                             float* out) {
   const int d = shape.head_dim;
   const std::int64_t elements = span.n_tokens * shape.n_kv_heads * d;
-  in_pieces(impl_->pool, span.n_tokens, kTokensPerTask, elements, [&](std::int64_t first, std::int64_t last, int) {
+  const bool in_strips = span.k_layout == KeyLayout::strips;
+  const std::size_t key_bytes = static_cast<std::size_t>(d) * sizeof(float);  // of any type
+  std::byte* keys = impl_->scratch.require(static_cast<std::size_t>(impl_->pool.n_threads()) * key_bytes);
+  in_pieces(impl_->pool, span.n_tokens, kTokensPerTask, elements, [&](std::int64_t first, std::int64_t last, int t) {
+    std::byte* key = keys + static_cast<std::size_t>(t) * key_bytes;
     for (int g = 0; g < shape.n_kv_heads; ++g) {
       const std::uint16_t* scales = key_scales(span, g, d);
       for (std::int64_t i = first; i < last; ++i) {
         float* to = out + (g * span.n_tokens + i) * d;
-        impl_->kernels.widen(span.type, vector_at(span.k, span.type, span.head_stride, g, i, d), scales, d, to);
+        if (in_strips) copy_key(span, g, i, d, key);
+        const std::byte* row = in_strips ? key : vector_at(span.k, span.type, span.head_stride, g, i, d);
+        impl_->kernels.widen(span.type, row, scales, d, to);
         impl_->kernels.rotate(to, d, cos + i * (d / 2), sin + i * (d / 2), to);
       }
     }
@@ -165,8 +194,16 @@ void quantise_by_token(const float* x, int n_tokens, int head_dim, std::uint16_t
 }  // namespace
 
 void MemoryOps::pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v,
-                          std::int64_t head_stride, std::int64_t offset, int n_tokens, KvType to, void* row) {
-  MNEME_CHECK(from != KvType::q8);
+                          std::int64_t head_stride, std::int64_t offset, int n_tokens, KvType to, KeyLayout layout,
+                          void* row) {
+  MNEME_CHECK(from != KvType::q8 && (layout == KeyLayout::rows || n_tokens % kStripTokens == 0));
+  if (layout == KeyLayout::strips) {
+    const std::size_t bytes = unit_bytes(shape, to, n_tokens).total();
+    std::vector<std::byte> rows(bytes);  // a unit is sealed once in B tokens
+    pack_unit(shape, from, raw_k, raw_v, head_stride, offset, n_tokens, to, KeyLayout::rows, rows.data());
+    const UnitUpload unit{rows.data(), row};
+    return upload_units(shape, to, n_tokens, {&unit, 1});
+  }
   const int d = shape.head_dim;
   const auto run = static_cast<std::int64_t>(n_tokens) * d;  // elements of one KV head
   const UnitBytes bytes = unit_bytes(shape, to, n_tokens);
@@ -202,6 +239,25 @@ void MemoryOps::pack_unit(const HeadShape& shape, KvType from, const void* raw_k
       }
     }
   }
+}
+
+void MemoryOps::upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) {
+  const UnitBytes bytes = unit_bytes(shape, type, n_tokens);
+  const auto upload = [&](std::size_t i, int) {
+    const auto* row = static_cast<const std::byte*>(units[i].row);
+    auto* slot = static_cast<std::byte*>(units[i].slot);
+    if (resident_layout(n_tokens) == KeyLayout::rows) {
+      std::memcpy(slot, row, bytes.total());
+      return;
+    }
+    const std::int64_t n_strips = static_cast<std::int64_t>(shape.n_kv_heads) * n_tokens / kStripTokens;
+    const std::size_t scales =
+        bytes.k - static_cast<std::size_t>(n_strips * kStripTokens * shape.head_dim) * element_bytes(type);
+    std::memcpy(slot, row, scales);
+    impl_->kernels.turn_keys(type, row + scales, n_strips, shape.head_dim, slot + scales);
+    std::memcpy(slot + bytes.k, row + bytes.k, bytes.v);
+  };
+  impl_->pool.run(units.size(), upload);
 }
 
 std::vector<std::int32_t> MemoryOps::top_k(const float* scores, int n, int k) {

@@ -33,7 +33,8 @@ class MemoryOps {
                  const float* sin, void* raw_k, void* raw_v, void* rotated_k, std::int64_t head_stride,
                  std::int64_t offset);
   void pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v, std::int64_t head_stride,
-                 std::int64_t offset, int n_tokens, KvType to, void* row);
+                 std::int64_t offset, int n_tokens, KvType to, KeyLayout layout, void* row);
+  void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units);
   void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin, float* out);
   void attention(const AttentionArgs& args);
 

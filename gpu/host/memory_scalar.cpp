@@ -46,6 +46,15 @@ void pack_values(KvType type, const void* values, const std::uint16_t* scales, i
   }
 }
 
+void pack_strips(KvType type, const void* strips, const std::uint16_t* scales, int n_keys, int head_dim, float* panel) {
+  for (int t = 0; t < n_keys; ++t) {
+    for (int j = 0; j < head_dim; ++j) {
+      const int at = (t - t % kStripTokens) * head_dim + j * kStripTokens + t % kStripTokens;
+      panel[t * head_dim + j] = load(type, strips, at) * (scales == nullptr ? 1.0f : f16_to_f32(scales[j]));
+    }
+  }
+}
+
 bool finite_values(const float* values, int n_keys, int head_dim) {
   for (int t = 0; t < n_keys; ++t) {
     for (int j = 0; j < head_dim; ++j) {
@@ -60,6 +69,21 @@ void logits(const float* queries, int n_rows, const float* keys, int n_keys, int
     for (int t = 0; t < n_keys; ++t) {
       float sum = 0.0f;
       for (int j = 0; j < head_dim; ++j) sum += queries[r * head_dim + j] * keys[t * head_dim + j];
+      logits[r * kSplitKeys + t] = sum;
+    }
+  }
+}
+
+void logits_stored(KvType type, const float* queries, int n_rows, const void* strips, const std::uint16_t* scales,
+                   int n_keys, int head_dim, const void* /*ahead*/, float* logits) {
+  for (int r = 0; r < n_rows; ++r) {
+    for (int t = 0; t < n_keys; ++t) {
+      float sum = 0.0f;
+      for (int j = 0; j < head_dim; ++j) {
+        const int at = (t - t % kStripTokens) * head_dim + j * kStripTokens + t % kStripTokens;
+        sum +=
+            queries[r * head_dim + j] * (load(type, strips, at) * (scales == nullptr ? 1.0f : f16_to_f32(scales[j])));
+      }
       logits[r * kSplitKeys + t] = sum;
     }
   }
@@ -164,6 +188,21 @@ void dot_rows(const float* a, KvType type, const void* rows, int n_rows, int n, 
   }
 }
 
+void turn_keys(KvType type, const void* rows, std::int64_t n_strips, int head_dim, void* strips) {
+  const std::size_t size = element_bytes(type);
+  for (std::int64_t s = 0; s < n_strips; ++s) {
+    const std::size_t strip = static_cast<std::size_t>(s * kStripTokens * head_dim) * size;
+    const std::byte* from = static_cast<const std::byte*>(rows) + strip;
+    std::byte* to = static_cast<std::byte*>(strips) + strip;
+    for (int t = 0; t < kStripTokens; ++t) {
+      for (int j = 0; j < head_dim; ++j) {
+        std::memcpy(to + static_cast<std::size_t>(j * kStripTokens + t) * size, from, size);
+        from += size;
+      }
+    }
+  }
+}
+
 void rotate(const float* x, int head_dim, const float* cos, const float* sin, float* out) {
   const int half = head_dim / 2;
   for (int j = 0; j < half; ++j) {
@@ -192,9 +231,10 @@ void narrow(const float* x, int n, KvType type, void* out) {
 
 const MemoryKernels* memory_kernels_scalar() noexcept {
   static constexpr MemoryKernels kTable = {
-      pack_queries, pack_keys,           pack_values, finite_values, logits,   softmax,
-      weighted_sum, weighted_sum_stored, merge,       finish,        add_mass, max_in_place,
-      vote_stat,    add_votes,           dot_rows,    rotate,        widen,    narrow,
+      pack_queries,  pack_keys,    pack_values,  pack_strips,         finite_values, logits,
+      logits_stored, softmax,      weighted_sum, weighted_sum_stored, merge,         finish,
+      add_mass,      max_in_place, vote_stat,    add_votes,           dot_rows,      turn_keys,
+      rotate,        widen,        narrow,
   };
   return &kTable;
 }

@@ -103,10 +103,20 @@ constexpr int kLayers = 30;
 // One layer's spans: initial tokens, 16 units, remainder prefix, window.
 struct Layer {
   std::vector<test::StoredKv> stored;
+  std::vector<std::vector<std::byte>> slots;
   std::vector<KvSpan> spans;
 };
 
-Layer make_layer(KvType units, int n_queries, std::mt19937& random) {
+// A resident unit of 64 tokens.
+std::vector<std::byte> make_slot(host::MemoryOps& ops, KvType type, std::mt19937& random) {
+  const test::StoredKv stored(kShape, KvType::f16, 64, random);
+  const KvSpan raw = stored.span();
+  std::vector<std::byte> slot(unit_bytes(kShape, type, 64).total());
+  ops.pack_unit(kShape, raw.type, raw.k, raw.v, raw.head_stride, 0, 64, type, resident_layout(64), slot.data());
+  return slot;
+}
+
+Layer make_layer(host::MemoryOps& ops, KvType units, int n_queries, std::mt19937& random) {
   constexpr std::int64_t kLocal = 1024, kStart = 100032;
   Layer layer;
   layer.stored.reserve(19);
@@ -115,7 +125,10 @@ Layer make_layer(KvType units, int n_queries, std::mt19937& random) {
     layer.spans.push_back(layer.stored.back().span(mask, query, first));
   };
   add(KvType::f16, 64, KeyMask::all, QueryKind::global, 0);
-  for (int u = 0; u < 16; ++u) add(units, 64, KeyMask::all, QueryKind::global, 64 + 640 * u);
+  for (int u = 0; u < 16; ++u) {
+    layer.slots.push_back(make_slot(ops, units, random));
+    layer.spans.push_back(resident_span(kShape, units, layer.slots.back().data(), 64));
+  }
   const std::int64_t prefix = n_queries == 1 ? 32 : 32 + n_queries - 1;
   add(KvType::f16, prefix, KeyMask::prefix, QueryKind::global, kStart - kLocal - 31);
   add(KvType::f16, kLocal - 1 + n_queries, KeyMask::window, QueryKind::local, kStart - kLocal + 1);
@@ -194,7 +207,7 @@ class Bench {
 
   void decode(KvType units, const char* what) {
     std::vector<Layer> layers;
-    for (int l = 0; l < kLayers; ++l) layers.push_back(make_layer(units, 1, random_));
+    for (int l = 0; l < kLayers; ++l) layers.push_back(make_layer(ops_, units, 1, random_));
     AttentionArgs args = arguments(1, layers[0].spans);
     double bytes = 0;
     for (const KvSpan& span : layers[0].spans) {
@@ -213,7 +226,7 @@ class Bench {
   }
 
   void prefill(bool key_mass, const char* what) {
-    const Layer layer = make_layer(KvType::f16, 256, random_);
+    const Layer layer = make_layer(ops_, KvType::f16, 256, random_);
     AttentionArgs args = arguments(256, layer.spans);
     std::vector<float> mass(static_cast<std::size_t>(layer.spans.back().n_tokens) * 3);
     if (key_mass) args.key_mass = mass.data();
@@ -240,12 +253,11 @@ class Bench {
     std::vector<std::uint16_t> pages(n_units * unit_floats);
     std::normal_distribution<float> normal;
     for (std::uint16_t& x : pages) x = f32_to_f16(normal(random_));
-    std::vector<test::StoredKv> stored;
+    std::vector<std::vector<std::byte>> slots;
     std::vector<KvSpan> candidates;
-    stored.reserve(64);
     for (int u = 0; u < 64; ++u) {
-      stored.emplace_back(kShape, KvType::f16, 64, random_);
-      candidates.push_back(stored.back().span());
+      slots.push_back(make_slot(ops_, KvType::f16, random_));
+      candidates.push_back(resident_span(kShape, KvType::f16, slots.back().data(), 64));
     }
     const IndexSegment index[1] = {{KvType::f16, pages.data(), n_units}};
     const std::vector<float> voters = test::random_floats(random_, static_cast<std::size_t>(n_voters) * 9 * 64, 1.0f);

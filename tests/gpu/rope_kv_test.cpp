@@ -174,7 +174,7 @@ TEST_CASE("a packed unit holds the stored bits, or their nearest q8 values") {
             ThreadPool pool(2);
             MemoryOps ops(pool, isa);
             std::vector<std::byte> row(unit_bytes(shape, to, n_tokens).total());
-            ops.pack_unit(shape, from, raw.k, raw.v, raw.head_stride, 0, n_tokens, to, row.data());
+            ops.pack_unit(shape, from, raw.k, raw.v, raw.head_stride, 0, n_tokens, to, KeyLayout::rows, row.data());
             if (!first) first = row;
             CHECK(row == *first);  // the bytes are stored in databases: every ISA writes the same
             const KvSpan unit = unit_span(shape, to, row.data(), n_tokens);
@@ -215,7 +215,7 @@ TEST_CASE("quantising rounds ties to even and survives values no finite scale fi
     const std::vector<float> v{127, 0.5f, 1.5f, 2.5f, -0.5f,         -1.5f, -2.5f, 126.5f, inf, 1, -inf, 0,
                                0,   0,    0,    0,    std::nanf(""), 1,     2,     0,      0,   0, 0,    0};
     std::vector<std::byte> row(unit_bytes(shape, KvType::q8, 3).total());
-    ops.pack_unit(shape, KvType::f32, v.data(), v.data(), 3, 0, 3, KvType::q8, row.data());
+    ops.pack_unit(shape, KvType::f32, v.data(), v.data(), 3, 0, 3, KvType::q8, KeyLayout::rows, row.data());
     const KvSpan unit = unit_span(shape, KvType::q8, row.data(), 3);
     const auto* q = static_cast<const std::int8_t*>(unit.v);
     CHECK(std::vector<int>(q, q + 8) == std::vector<int>{127, 0, 2, 2, 0, -2, -2, 126});

@@ -108,4 +108,31 @@ TEST_CASE("M6 brute force: both selectors equal the naive memory on random confi
   }
 }
 
+TEST_CASE("M6 brute force: units of a length that is kept in strips") {
+  for (const char* isa : {"scalar", ""}) {  // "": the best of this CPU
+    const auto device = host_device(2, isa);
+    Comparison total;
+    for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+      Random random(seed * 991);
+      Params params = random_params(random, SelectorKind::two_stage);
+      params.block = random.pick({32, 64});
+      params.page = random.pick({8, 16, 32});
+      params.topk = random.between(1, 2);
+      params.shortlist = random.between(1, 2);
+      params.cached_blocks = params.topk * params.shortlist + random.between(0, 1);
+      const memory::ModelShape shape = random_shape(random, 1);
+      CAPTURE(seed);
+      CAPTURE(isa);
+      CAPTURE(describe(params));
+      const std::int64_t n_tokens = random.between(400, 600);
+      const auto counts = compare(*device, shape, params, seed, n_tokens,
+                                  random_segments(random, n_tokens, params.exec_chunk), kOutputTolerance);
+      total.scored += counts.scored;
+      total.close += counts.close;
+    }
+    CHECK(total.scored > 100);
+    CHECK(total.close * 20 < total.scored);
+  }
+}
+
 }  // namespace

@@ -62,11 +62,17 @@ struct MemoryKernels {
   // values: [n_keys][head_dim] of `type`; scales: f16 [n_keys], q8 only.
   void (*pack_values)(KvType type, const void* values, const std::uint16_t* scales, int n_keys, int head_dim,
                       float* panel);
+  // pack_keys for keys in strips (gpu::KeyLayout): whole strips, so n_keys counts up to a multiple of kStripTokens.
+  void (*pack_strips)(KvType type, const void* strips, const std::uint16_t* scales, int n_keys, int head_dim,
+                      float* panel);
   // Whether every value of a panel is finite.
   bool (*finite_values)(const float* values, int n_keys, int head_dim);
   // logits[row][key] = row . key, summed over ascending channels. logits: [n_rows][kSplitKeys], written up to
   // padded_keys(n_keys).
   void (*logits)(const float* queries, int n_rows, const float* keys, int n_keys, int head_dim, float* logits);
+  // The same for n_rows <= kDirectRows and keys in strips, without a panel; ahead: as above.
+  void (*logits_stored)(KvType type, const float* queries, int n_rows, const void* strips, const std::uint16_t* scales,
+                        int n_keys, int head_dim, const void* ahead, float* logits);
   // In place: logits -> 2^(logit - m) within the row's range, 0 elsewhere up to padded_keys(n_keys).
   void (*softmax)(float* logits, int n_rows, const RowRange* ranges, int n_keys, RowStat* stats);
   // out[row] = sum over ascending keys of weight * value. weights: row r at r * kSplitKeys, 0 for a key that the row
@@ -94,6 +100,8 @@ struct MemoryKernels {
   void (*dot_rows)(const float* a, KvType type, const void* rows, int n_rows, int n, float* out);
 
   // ---- keys
+  // Keys from rows to strips. rows, strips: [n_strips][kStripTokens * head_dim] elements of `type`.
+  void (*turn_keys)(KvType type, const void* rows, std::int64_t n_strips, int head_dim, void* strips);
   // out = row rotated by the angles of cos, sin [head_dim/2]; may be the same array.
   void (*rotate)(const float* x, int head_dim, const float* cos, const float* sin, float* out);
   // out[n] f32 from `type`; scales: f16 [n], q8 only, null otherwise. n is a multiple of 8.
