@@ -142,6 +142,7 @@ MemoryStats Context::stats() const noexcept {
   stats.device_hits = counts.device_hits;
   stats.host_hits = counts.host_hits;
   stats.store_reads = counts.store_reads;
+  stats.scan_time = impl_->selector->scan_time();
   return stats;
 }
 

@@ -12,6 +12,7 @@
 //  exactly when its tokens are complete and its pass has ended, never earlier.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -63,8 +64,9 @@ struct MemoryStats {
   std::int64_t units = 0;        // sealed
   std::size_t device_bytes = 0;  // slots and window
   std::size_t host_bytes = 0;    // host cache and index segments
-  std::uint64_t device_hits = 0, host_hits = 0,
-                store_reads = 0;  // unit rows wanted by selections, by where they were found
+  // Unit rows wanted by selections, by where they were found.
+  std::uint64_t device_hits = 0, host_hits = 0, store_reads = 0;
+  std::chrono::nanoseconds scan_time{0};  // spent reading and ranking index entries
 };
 
 class Context {

@@ -1,5 +1,7 @@
 // InfLLM as published (specs/infllm.md 2.6-2.8): a unit is represented by the mean raw key of the R tokens that
 // received the most attention while they were in the window; the chunk's mean global query ranks the units.
+#include <chrono>
+
 #include "memory/selector.hpp"
 
 namespace mneme::memory {
@@ -17,6 +19,7 @@ class Representatives final : public Selector {
 
   void select(const ChunkQueries& queries, Window& window, Details details, Selection& selection) override {
     const Params& params = *parts_.params;
+    const auto start = std::chrono::steady_clock::now();
     float* scores = scores_.reserve(queries.n_units);
     Index::Scan scan = parts_.index->scan(queries.layer, queries.n_units);
     for (auto run = scan.next(); !run.empty(); run = scan.next()) {
@@ -25,6 +28,7 @@ class Representatives final : public Selector {
     }
     const std::vector<std::int32_t> best =
         parts_.device->top_k(scores, static_cast<int>(queries.n_units), static_cast<int>(params.topk));
+    scan_time_ += std::chrono::steady_clock::now() - start;
     selection.units.assign(best.begin(), best.end());
     parts_.residency->ensure(queries.layer, selection.units, window);
     if (details == Details::none) return;

@@ -2,6 +2,7 @@
 // same for both.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -47,6 +48,12 @@ class Selector {
   // Fills `selection` with the K best units (ties: lower unit; NaN counts as -infinity) and leaves them resident.
   // Requires: n_units > K > 0. Throws what the store throws.
   virtual void select(const ChunkQueries& queries, Window& window, Details details, Selection& selection) = 0;
+
+  // Spent reading and ranking index entries since construction: the part of a token's time that grows with the past.
+  std::chrono::nanoseconds scan_time() const noexcept { return scan_time_; }
+
+ protected:
+  std::chrono::nanoseconds scan_time_{0};
 };
 
 // What a selector works with; all of it outlives the selector.

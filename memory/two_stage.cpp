@@ -1,6 +1,7 @@
 // The two-stage selector (specs/infllm.md 2.14): every sampled query and head casts one vote, divided over the units as
 // its own attention would be; first by the mean keys of the units' pages, then by the exact keys of the shortlist.
 #include <algorithm>
+#include <chrono>
 
 #include "memory/selector.hpp"
 
@@ -57,6 +58,7 @@ class TwoStage final : public Selector {
       for (std::int64_t unit = 0; unit < n_units; ++unit) selection.candidates.push_back(unit);
       return;
     }
+    const auto start = std::chrono::steady_clock::now();
     float* scores = scores1_.reserve(n_units);
     Index::Scan scan = parts_.index->scan(queries.layer, n_units);
     parts_.device->score_pages(
@@ -64,6 +66,7 @@ class TwoStage final : public Selector {
         scores);
     const int count = static_cast<int>(std::min(n_candidates_, n_units));
     const std::vector<std::int32_t> best = parts_.device->top_k(scores, static_cast<int>(n_units), count);
+    scan_time_ += std::chrono::steady_clock::now() - start;
     selection.candidates.assign(best.begin(), best.end());
     if (details == Details::scores) selection.stage1 = scores1_.download(n_units);
   }

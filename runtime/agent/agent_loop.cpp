@@ -294,6 +294,7 @@ AgentMetrics AgentLoop::metrics() const {
   metrics.tokens_decoded = figures.decoded;
   metrics.prefill_time = std::chrono::microseconds(figures.prefill_us.load());
   metrics.decode_time = std::chrono::microseconds(figures.decode_us.load());
+  metrics.scan_time = std::chrono::duration_cast<std::chrono::microseconds>(stats.scan_time);
   return metrics;
 }
 

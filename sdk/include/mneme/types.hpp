@@ -99,6 +99,7 @@ struct AgentMetrics {
   std::uint64_t pending_cache_bytes = 0;  // rows that wait to be durable
   std::uint64_t tokens_prefilled = 0, tokens_decoded = 0;
   std::chrono::microseconds prefill_time{0}, decode_time{0};  // on the engine
+  std::chrono::microseconds scan_time{0};  // of these, for reading and ranking the index: grows with the units
 };
 
 struct Metrics {
