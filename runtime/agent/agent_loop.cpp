@@ -132,7 +132,8 @@ void AgentLoop::checkpoint(CheckpointHandler handler) {
 }
 
 void AgentLoop::close(std::optional<VoidHandler> handler) noexcept {
-  closing_ = true;
+  const bool was_closing = closing_.exchange(true);
+  if (was_closing && !handler.has_value()) return;
   auto shared = std::make_shared<std::optional<VoidHandler>>(std::move(handler));
   to_mailbox([shared](AgentLoop& self) {
     OpId op = 0;

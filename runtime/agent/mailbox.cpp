@@ -6,6 +6,22 @@
 
 namespace mneme::agent {
 
+// A run that waits in the executor.
+class Mailbox::Run {
+ public:
+  explicit Run(std::shared_ptr<Mailbox> mailbox) : mailbox_(std::move(mailbox)) {}
+  Run(Run&&) noexcept = default;
+  Run& operator=(Run&&) = delete;
+  ~Run() {
+    if (mailbox_ != nullptr) mailbox_->abandon();
+  }
+
+  void operator()() { std::exchange(mailbox_, nullptr)->run_pending(); }
+
+ private:
+  std::shared_ptr<Mailbox> mailbox_;
+};
+
 Mailbox::Mailbox(boost::asio::any_io_executor executor) : executor_(std::move(executor)) {}
 
 void Mailbox::post(std::function<void()> job) {
@@ -19,7 +35,14 @@ void Mailbox::post(std::function<void()> job) {
 }
 
 void Mailbox::schedule() {
-  boost::asio::post(executor_, [self = shared_from_this()] { self->run_pending(); });
+  boost::asio::post(executor_, Run(shared_from_this()));
+}
+
+void Mailbox::abandon() {
+  std::vector<std::function<void()>> jobs;  // destroyed outside the lock
+  const std::lock_guard lock(queue_mutex_);
+  scheduled_ = false;
+  jobs.swap(queue_);
 }
 
 void Mailbox::run_pending() {

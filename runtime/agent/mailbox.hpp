@@ -11,7 +11,8 @@ namespace mneme::agent {
 
 // The strand that an agent's state machine lives on. Unlike asio::strand a thread that must wait for the agent (a
 // destructor, a synchronous open inside the executor's only thread) can run the queue itself: run_pending(). Jobs never
-// run two at once and run in the order of post(). They must not throw and never run user code.
+// run two at once and run in the order of post(). They must not throw and never run user code. Where the executor's
+// context is destroyed before it ran them, they are destroyed then: a job owns the agent, which owns this queue.
 class Mailbox : public std::enable_shared_from_this<Mailbox> {
  public:
   explicit Mailbox(boost::asio::any_io_executor executor);
@@ -23,7 +24,10 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   void run_pending();
 
  private:
+  class Run;
+
   void schedule();
+  void abandon();
 
   const boost::asio::any_io_executor executor_;
   std::mutex run_mutex_;    // held while jobs run

@@ -211,7 +211,7 @@ TEST_CASE("killed again and again, an agent still comes to the end of its story"
 
 TEST_CASE("an open turn that is not resumed is closed as interrupted by the next verb") {
   const TempDir dir;
-  REQUIRE(run_child(dir, "after_token_commit:9", Durability::token) == 137);
+  REQUIRE(run_child(dir, "after_token_delivered:9", Durability::token) == 137);
   Rig rig;
   Store store = Store::open(dir / "a.db");
   Agent agent = rig.open(store);

@@ -291,6 +291,27 @@ TEST_CASE("a destroyed runtime leaves nothing of itself behind, also where the s
   }
 }
 
+TEST_CASE("an agent and what waits in its queue end with the program's executor") {
+  const auto trace = std::make_shared<int>(0);
+  const auto log = [trace](LogLevel, std::string_view) {};
+  error_code closed;
+  {
+    asio::io_context io;
+    Agent agent;
+    {
+      Runtime runtime(io.get_executor(), RuntimeOptions().threads(1).log(log));
+      agent = runtime.open(tiny_model_handle(), Store::open(":memory:"), "house", small_agent());
+      runtime.stop();
+      io.run();
+    }
+    // Nobody runs these any more.
+    agent.async_close([trace, &closed](error_code ec) { closed = ec; });
+    agent.post(Event("log", "too late"), [trace](error_code, Receipt) {});
+  }
+  CHECK(trace.use_count() == 2);  // this function's and the log function's
+  CHECK_FALSE(closed);
+}
+
 TEST_CASE("loading and opening work with completion tokens, and can be cancelled") {
   const TempDir dir;
   Rig rig;
