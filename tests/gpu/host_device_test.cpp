@@ -13,13 +13,6 @@
 
 using namespace mneme::gpu;
 
-#if defined(__SANITIZE_ADDRESS__)
-// Allocations that cannot be are to fail as they do without the sanitizer, not to end the program.
-extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
-  return "allocator_may_return_null=1";
-}
-#endif
-
 TEST_CASE("the device says which instruction set and activations decide its bits, but not how many threads") {
   const auto scalar = make_host_device({2, ActivationType::int8, "scalar"});
   CHECK(scalar->info().numerics == "host/scalar/int8/1");
