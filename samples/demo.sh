@@ -99,7 +99,7 @@ verdict() { if grep -qiF -- "$answer" "$1"; then echo yes; else echo no; fi; }
 known="$(verdict "$work/answer.txt")"
 mneme_say "Figures"
 printf '%s\n' "reading: $(value tok_per_s "$work/feed") tok/s; answering: $(value decode_tok_per_s "$work/ask.err") tok/s" \
-  "memory: $(value resident_mib "$work/feed") MiB resident, of them $(value mapped_mib "$work/feed") MiB the mapped model" \
+  "memory: $(value resident_mib "$work/feed") MiB resident: weights $(value weights_mib "$work/feed"), unit slots and window $(value units_mib "$work/feed"), cache of units and index $(value cache_mib "$work/feed"), mapped files $(value mapped_mib "$work/feed")" \
   "disk: $(value database_mib "$work/ask.err") MiB for $(read_tokens demo) tokens" \
   "time after set-up: $((SECONDS - started)) s"
 echo "answer_has_fact=$known recalled_fact_unit=$recalled window_has_fact=$(verdict "$work/window.txt") tokens=$(read_tokens demo) seconds=$((SECONDS - started))"

@@ -110,6 +110,10 @@ FileBytes& FileBytes::operator=(FileBytes&& other) noexcept {
   return *this;
 }
 
+void FileBytes::drop_pages() const noexcept {
+  if (kind_ == Kind::mapped) ::madvise(data_, size_, MADV_DONTNEED);  // a wish
+}
+
 FileBytes::~FileBytes() {
   if (kind_ == Kind::mapped) ::munmap(data_, size_);
   if (kind_ == Kind::owned) ::operator delete(data_, kOwnedAlignment);

@@ -100,6 +100,9 @@ class FileBytes {
 
   std::span<const std::byte> span() const noexcept { return {data_, size_}; }
 
+  // Gives the physical memory of a mapped file back; what is read afterwards comes from the file again. Any thread.
+  void drop_pages() const noexcept;
+
  private:
   enum class Kind { none, mapped, owned };
   FileBytes(Kind kind, std::byte* data, std::size_t size) noexcept : kind_(kind), data_(data), size_(size) {}
@@ -130,6 +133,7 @@ class GgufFile {
   std::uint64_t alignment() const noexcept { return alignment_; }
   std::uint64_t data_offset() const noexcept { return data_offset_; }  // of the data section in the file
   std::uint64_t size() const noexcept { return bytes_.span().size(); }
+  void drop_pages() const noexcept { bytes_.drop_pages(); }
 
   // ---- metadata
   std::span<const std::string_view> keys() const noexcept { return keys_; }  // in file order

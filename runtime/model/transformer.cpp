@@ -74,6 +74,7 @@ Transformer::Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> m
   v_ = activations(kv_size);
   attended_ = activations(q_size);
   hidden_ = activations(config.n_ff);
+  model_->gguf().drop_pages();  // the device has its own copy
 }
 
 Transformer::~Transformer() = default;

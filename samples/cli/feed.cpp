@@ -47,8 +47,10 @@ class Feed {
     std::optional<mneme::Error> defect = post_all();
     if (!defect && !flags_.no_absorb) absorb();
     progress_.finish(fraction(), status());
+    const Resident memory = resident();
+    const mneme::Metrics metrics = session_.runtime().metrics();  // while the agent is open
     session_.close();
-    summarise();
+    summarise(memory, metrics);
     if (defect) throw *defect;
     return interrupt_.raised() ? interrupted : ok;
   }
@@ -154,17 +156,20 @@ class Feed {
     return text.data();
   }
 
-  void summarise() {
+  void summarise(const Resident& memory, const mneme::Metrics& metrics) {
     constexpr double kMiB = 1024.0 * 1024.0;
-    const Resident memory = resident();
+    const mneme::AgentMetrics agent = metrics.agents.empty() ? mneme::AgentMetrics() : metrics.agents.front();
     std::printf(
         "events=%llu duplicates=%llu skipped=%llu tokens=%llu seconds=%.2f tok_per_s=%.1f position=%llu "
-        "resident_mib=%.1f mapped_mib=%.1f peak_mib=%.1f database_mib=%.2f\n",
+        "resident_mib=%.1f weights_mib=%.1f units_mib=%.1f cache_mib=%.1f mapped_mib=%.1f peak_mib=%.1f "
+        "database_mib=%.2f\n",
         static_cast<unsigned long long>(events_), static_cast<unsigned long long>(duplicates_),
         static_cast<unsigned long long>(skipped_), static_cast<unsigned long long>(tokens()), seconds(),
         static_cast<double>(tokens()) / seconds(), static_cast<unsigned long long>(session_.agent().position()),
-        static_cast<double>(memory.all_bytes) / kMiB, static_cast<double>(memory.mapped_file_bytes) / kMiB,
-        static_cast<double>(memory.peak_bytes) / kMiB, static_cast<double>(session_.store().file_bytes()) / kMiB);
+        static_cast<double>(memory.all_bytes) / kMiB, static_cast<double>(metrics.weight_bytes) / kMiB,
+        static_cast<double>(agent.device_bytes) / kMiB, static_cast<double>(agent.host_bytes) / kMiB,
+        static_cast<double>(memory.mapped_file_bytes) / kMiB, static_cast<double>(memory.peak_bytes) / kMiB,
+        static_cast<double>(session_.store().file_bytes()) / kMiB);
     std::fflush(stdout);
   }
 

@@ -3,7 +3,9 @@
 
 #include <unistd.h>
 
+#include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -20,6 +22,18 @@ namespace fs = std::filesystem;
 using mneme::gpu::ActivationType;
 using mneme::model::ModelFile;
 using mneme::model::numerics_fingerprint;
+
+// Physical memory of this process's mappings of a file.
+std::uint64_t mapped_kib(const fs::path& path) {
+  std::ifstream maps("/proc/self/smaps");
+  std::uint64_t sum = 0;
+  bool of_file = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find('-') < line.find(' ')) of_file = line.find(path.filename().string()) != std::string::npos;
+    if (of_file && line.starts_with("Rss:")) sum += std::stoull(line.substr(4));
+  }
+  return sum;
+}
 
 }  // namespace
 
@@ -53,4 +67,19 @@ TEST_CASE("the numerics fingerprint covers device, memory, rotation, Unicode tab
   CHECK(fingerprint != numerics_fingerprint(*loaded(reseeded), params, *device));
   CHECK(fingerprint != numerics_fingerprint(*file, other_params, *device));
   CHECK(fingerprint != numerics_fingerprint(*file, params, *exact));
+}
+
+TEST_CASE("a loaded model's weights stand in memory once") {
+  const fs::path directory = fs::temp_directory_path() / ("mneme-mapped-" + std::to_string(::getpid()));
+  fs::create_directories(directory);
+  mneme::test::TinyModelSpec spec;
+  spec.n_ff = 4096;
+  const fs::path path = mneme::test::write_tiny_model(directory, spec);
+  const auto file = ModelFile::load(path);
+  CHECK(mapped_kib(path) > 4096);  // reading it for its hash brought it in
+  const auto device = mneme::gpu::make_host_device({1, ActivationType::int8, ""});
+  const mneme::model::Transformer transformer(*device, file, 8);
+  CHECK(mapped_kib(path) < 64);
+  CHECK(file->tokenizer().n_vocab() == mneme::test::kTinyVocabulary);  // it is still there
+  fs::remove_all(directory);
 }
