@@ -9,6 +9,8 @@
 #include <mneme/error.hpp>
 #include <utility>
 
+#include "persistence/store_file.hpp"
+
 namespace mneme::store {
 namespace {
 
@@ -70,6 +72,10 @@ struct BackupHandle {
 };
 
 }  // namespace
+
+SqliteVersions sqlite_versions() {
+  return {SQLITE_VERSION, sqlite3_libversion()};
+}
 
 Query::Query(Db& db, Statement& statement) noexcept : db_(&db), statement_(&statement) {
   statement.in_use = true;

@@ -20,6 +20,12 @@
 
 namespace mneme::store {
 
+// "3.40.1": of the header that this library was compiled with, and of the library in this process.
+struct SqliteVersions {
+  std::string compiled, running;
+};
+SqliteVersions sqlite_versions();
+
 enum class Access { read_only, read_write };
 enum class Migration { automatic, refuse };
 

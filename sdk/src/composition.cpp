@@ -9,6 +9,7 @@
 #include <mneme/error.hpp>
 
 #include "gpu/host/host_device.hpp"
+#include "persistence/store_file.hpp"
 
 namespace mneme {
 inline namespace v1 {
@@ -68,7 +69,12 @@ RuntimeState::RuntimeState(std::optional<boost::asio::any_io_executor> given, Ru
       engine_(std::make_shared<agent::EngineThread>()),
       device_(make_engine_device(options)),
       device_name_(device_->device().info().name),
-      control_lane_(engine_->add_lane(1)) {}
+      control_lane_(engine_->add_lane(1)) {
+  const auto [compiled, running] = store::sqlite_versions();
+  const bool same = compiled == running;
+  log(same ? LogLevel::info : LogLevel::warning,
+      "SQLite " + running + (same ? "" : "; this library was compiled for " + compiled));
+}
 
 std::shared_ptr<RuntimeState> make_runtime_state(std::optional<boost::asio::any_io_executor> executor,
                                                  const RuntimeOptions& options, RuntimeSeams seams) {

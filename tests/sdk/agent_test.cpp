@@ -143,9 +143,10 @@ TEST_CASE("the log tells what is opened, and that numerics changed") {
     Agent agent = rig.open(Store::open(dir / "a.db"));
     post(agent, Event::user("Hello"));
   }
-  REQUIRE(lines.size() == 2);
-  CHECK(lines[0] == "agent \"house\" created");
-  CHECK(lines[1].starts_with("agent \"house\" resumed at position "));
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0].starts_with("SQLite 3."));
+  CHECK(lines[1] == "agent \"house\" created");
+  CHECK(lines[3].starts_with("agent \"house\" resumed at position "));
 }
 
 TEST_CASE("posts of one thread are journaled and completed in call order") {
