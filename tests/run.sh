@@ -30,11 +30,12 @@ mneme_build release
 ctest --preset release "$@"
 
 if [ $sanitizers = yes ]; then
-  export UBSAN_OPTIONS=print_stacktrace=1
+  export UBSAN_OPTIONS=print_stacktrace=1 MNEME_TEST_QUICK=1
+  threaded="gpu_test persistence_test agent_test sdk_test"
   mneme_say "AddressSanitizer and UndefinedBehaviorSanitizer build"
-  mneme_build dev
-  MNEME_TEST_QUICK=1 ctest --preset dev "$@"
+  mneme_build dev $threaded memory_test model_test system_test samples_test
+  ctest --preset dev "$@"
   mneme_say "ThreadSanitizer build"
-  mneme_build tsan
-  MNEME_TEST_QUICK=1 ctest --preset tsan -R 'gpu_test|persistence_test|agent_test|sdk_test' "$@"
+  mneme_build tsan $threaded
+  ctest --preset tsan -R "^(${threaded// /|})\$" "$@"
 fi
