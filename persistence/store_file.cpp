@@ -5,6 +5,7 @@
 #include <map>
 #include <mneme/base/text.hpp>
 #include <mneme/error.hpp>
+#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "persistence/agents.hpp"
@@ -311,6 +312,29 @@ AgentRecord StoreFile::create_agent(std::string_view name, const ModelIdentity& 
   return record;
 }
 
+namespace {
+
+// "topk 4, not 2, and page 8, not 16" for JSON objects; for anything else both values.
+std::string difference(const std::string& stored, const std::string& given) {
+  using nlohmann::json;
+  const json old_values = json::parse(stored, nullptr, false), new_values = json::parse(given, nullptr, false);
+  std::string fields;
+  if (old_values.is_object() && new_values.is_object()) {
+    json names = old_values;
+    names.update(new_values);
+    const auto shown = [](const json& values, const std::string& name) {
+      return values.contains(name) ? values.at(name).dump() : "absent";
+    };
+    for (const auto& [name, unused] : names.items()) {
+      const std::string was = shown(old_values, name), is = shown(new_values, name);
+      if (was != is) fields += (fields.empty() ? "" : ", and ") + name + " " + was + ", not " + is;
+    }
+  }
+  return fields.empty() ? excerpt(stored, 1000) + ", not " + excerpt(given, 1000) : fields;
+}
+
+}  // namespace
+
 void StoreFile::check_identity(const AgentRecord& agent, const ModelIdentity& live) {
   struct Part {
     errc code;
@@ -325,7 +349,7 @@ void StoreFile::check_identity(const AgentRecord& agent, const ModelIdentity& li
   for (const Part& part : parts) {
     if (part.stored == part.given) continue;
     throw Error(part.code, "agent " + json_quoted(agent.name) + " was made with " + part.what + " " +
-                               excerpt(part.stored, 1000) + ", not " + excerpt(part.given, 1000));
+                               difference(part.stored, part.given));
   }
 }
 

@@ -156,7 +156,7 @@ void add_score(CLI::App& app, Chosen& chosen) {
       ->excludes(full);
   command->add_option("--threads", flags->threads, "of the kernels; 0: one per core")
       ->capture_default_str()
-      ->check(CLI::Range(0, 4096));
+      ->check(CLI::Range(0, 256));
   command->callback([flags, &chosen] { chosen = [flags] { return score(*flags); }; });
 }
 

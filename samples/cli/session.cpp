@@ -49,7 +49,7 @@ void AgentFlags::declare(CLI::App& command) {
   command.add_option("--device", device, "auto or cpu")->capture_default_str();
   command.add_option("--threads", threads, "of the kernels; 0: one per core")
       ->capture_default_str()
-      ->check(CLI::Range(0, 4096));
+      ->check(CLI::Range(0, 256));
   command.add_option("--host-mib", host_mib, "memory for units and index, in MiB")
       ->capture_default_str()
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24U));

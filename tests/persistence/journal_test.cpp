@@ -293,4 +293,13 @@ TEST_CASE("identity differences have their own codes and name both values") {
     CHECK(message.find("house") != std::string::npos);
   }
   store::StoreFile::check_identity(agent, sample_model());
+
+  store::AgentRecord made = agent;
+  made.model.memory_json = R"({"block":64,"topk":16,"page":32})";
+  store::ModelIdentity live = sample_model();
+  live.memory_json = R"({"block":64,"topk":8,"voters":32})";
+  CHECK(message_of([&] {
+          store::StoreFile::check_identity(made, live);
+        }).find("memory parameters page 32, not absent, and topk 16, not 8, and voters absent, not 32") !=
+        std::string::npos);
 }

@@ -78,7 +78,7 @@ TEST_CASE("what the world gets wrong ends with code 1 and a typed sentence that 
       {with(other_model, rig.store, rig.kMemory), "model_mismatch", ""},
       {with(rig.model, rig.store, R"({"blok":8})"), "invalid_argument", "blok"},
       {with(rig.model, rig.store, "{"), "invalid_argument", ""},
-      {with(rig.model, rig.store, R"({"n_init":4,"n_local":32,"block":16,"topk":2})"), "memory_mismatch", ""},
+      {with(rig.model, rig.store, R"({"n_init":4,"n_local":32,"block":16,"topk":2})"), "memory_mismatch", "block 8, not 16"},
       {rig.with_agent("feed", "known", {"absent.jsonl"}), "invalid_argument", "absent.jsonl"},
       {rig.with_agent("feed", "known", {"--device", "abacus"}), "invalid_argument", "device"},
       {rig.with_agent("ask", "known", {"--max-tokens", "0", "Who?"}), "invalid_argument", "max_tokens"},
