@@ -87,6 +87,24 @@ memory::ModelShape random_shape(Random& random, int n_layers) {
   return plain_shape(n_layers, kv_heads * group, kv_heads, random.pick({8, 16, 32}), random.pick({1e4, 1e5, 5e5}));
 }
 
+// One random stream of `least` to `most` tokens.
+void compare_one(gpu::Device& device, Random& random, const Params& params, std::uint64_t seed, std::int64_t least,
+                 std::int64_t most, int n_layers, Comparison& total) {
+  const memory::ModelShape shape = random_shape(random, n_layers);
+  CAPTURE(seed);
+  CAPTURE(describe(params));
+  const std::int64_t n_tokens = random.between(least, most);
+  const std::vector<std::int64_t> segments = random_segments(random, n_tokens, params.exec_chunk);
+  const auto counts = compare(device, shape, params, seed, n_tokens, segments, kOutputTolerance);
+  total.scored += counts.scored;
+  total.close += counts.close;
+}
+
+void check_counts(const Comparison& total) {
+  CHECK(total.scored > 100);
+  CHECK(total.close * 20 < total.scored);
+}
+
 TEST_CASE("M6 brute force: both selectors equal the naive memory on random configurations") {
   const auto device = host_device(1, "scalar");
   for (const SelectorKind selector : {SelectorKind::representatives, SelectorKind::two_stage}) {
@@ -94,17 +112,9 @@ TEST_CASE("M6 brute force: both selectors equal the naive memory on random confi
     for (std::uint64_t seed = 1; seed <= 24; ++seed) {
       Random random(seed * 977 + static_cast<std::uint64_t>(selector));
       const Params params = random_params(random, selector);
-      const memory::ModelShape shape = random_shape(random, static_cast<int>(random.between(1, 2)));
-      CAPTURE(seed);
-      CAPTURE(describe(params));
-      const std::int64_t n_tokens = random.between(20, 180);
-      const auto counts = compare(*device, shape, params, seed, n_tokens,
-                                  random_segments(random, n_tokens, params.exec_chunk), kOutputTolerance);
-      total.scored += counts.scored;
-      total.close += counts.close;
+      compare_one(*device, random, params, seed, 20, 180, static_cast<int>(random.between(1, 2)), total);
     }
-    CHECK(total.scored > 100);
-    CHECK(total.close * 20 < total.scored);
+    check_counts(total);
   }
 }
 
@@ -120,18 +130,10 @@ TEST_CASE("M6 brute force: units of a length that is kept in strips") {
       params.topk = random.between(1, 2);
       params.shortlist = random.between(1, 2);
       params.cached_blocks = params.topk * params.shortlist + random.between(0, 1);
-      const memory::ModelShape shape = random_shape(random, 1);
-      CAPTURE(seed);
       CAPTURE(isa);
-      CAPTURE(describe(params));
-      const std::int64_t n_tokens = random.between(400, 600);
-      const auto counts = compare(*device, shape, params, seed, n_tokens,
-                                  random_segments(random, n_tokens, params.exec_chunk), kOutputTolerance);
-      total.scored += counts.scored;
-      total.close += counts.close;
+      compare_one(*device, random, params, seed, 400, 600, 1, total);
     }
-    CHECK(total.scored > 100);
-    CHECK(total.close * 20 < total.scored);
+    check_counts(total);
   }
 }
 
