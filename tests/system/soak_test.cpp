@@ -163,7 +163,8 @@ TEST_CASE("soak: 100,000 tokens under small caps") {
     return (to.store_bytes - from.store_bytes) / static_cast<double>(to.tokens - from.tokens);
   };
   if (n_tokens >= 100000) {
-    CHECK(growth_per_token < 16);  // a unit of one layer alone would be 128 bytes per token
+    // Within the cap the index grows by 8 bytes a token; a unit of one layer alone would be 128.
+    CHECK(growth_per_token < 24);
     CHECK(bytes_per_token(middle, late) < 1.5 * bytes_per_token(early, middle));  // the log's size comes and goes
     CHECK(late.spent.scan_seconds > samples[2].spent.scan_seconds);
     // A few more rows come from the store. What grows with the past as the scan does would make it more than 2.
