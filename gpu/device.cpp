@@ -33,9 +33,9 @@ KvSpan unit_span(const HeadShape& shape, KvType type, const void* row, int n_tok
   return span;
 }
 
-KvSpan resident_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens) noexcept {
+KvSpan unit_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens, KeyLayout layout) noexcept {
   KvSpan span = unit_span(shape, type, slot, n_tokens);
-  span.k_layout = resident_layout(n_tokens);
+  span.k_layout = layout;
   return span;
 }
 

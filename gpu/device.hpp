@@ -146,12 +146,8 @@ struct KvSpan {
 // The span over a unit in the layout of unit_bytes().
 KvSpan unit_span(const HeadShape& shape, KvType type, const void* row, int n_tokens) noexcept;
 
-// A resident unit is a row that attention and scores read without turning its keys round: as a row, but with its keys
-// in strips if n_tokens is a multiple of kStripTokens. Of the same size, so that a slot holds either.
-constexpr KeyLayout resident_layout(int n_tokens) noexcept {
-  return n_tokens % kStripTokens == 0 ? KeyLayout::strips : KeyLayout::rows;
-}
-KvSpan resident_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens) noexcept;
+// The same for a unit whose keys lie as `layout` says, which does not change its size.
+KvSpan unit_span(const HeadShape& shape, KvType type, const void* slot, int n_tokens, KeyLayout layout) noexcept;
 
 // One row on its way from host memory into a slot.
 struct UnitUpload {
@@ -194,6 +190,10 @@ struct IndexSegment {
 // call. May throw; the operation then throws the same and has no other effect.
 using NextIndexRun = std::function<std::span<const IndexSegment>()>;
 
+// What a forward pass is for. On some devices products of the two phases differ in bits; within a phase a token's
+// result does not depend on the tokens beside it.
+enum class Phase { prefill, decode };
+
 struct DeviceInfo {
   std::string name;      // for people: "cpu (avx2, 2 threads)"
   std::string numerics;  // everything that decides the bits of results on this device: part of the numerics fingerprint
@@ -204,6 +204,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual DeviceInfo info() const = 0;
+  // The phase of the operations that follow; at first prefill.
+  virtual void set_phase(Phase phase) = 0;
 
   // ---- memory
   virtual Buffer allocate(std::size_t bytes) = 0;  // contents undefined
@@ -253,7 +255,10 @@ class Device {
   virtual void pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v,
                          std::int64_t head_stride, std::int64_t offset, int n_tokens, KvType to, KeyLayout layout,
                          void* row) = 0;
-  // Copies rows of n_tokens tokens into slots, as resident_span() reads them. No slot occurs twice.
+  // How the keys of a unit of n_tokens tokens lie in a slot so that this device reads them best: rows as stored, or
+  // strips, which only multiples of kStripTokens have. Spans given to this device are in rows or as this says.
+  virtual KeyLayout resident_layout(int n_tokens) const noexcept = 0;
+  // Copies rows of n_tokens tokens into slots, their keys then as resident_layout() says. No slot occurs twice.
   virtual void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) = 0;
   // Rotates stored keys of a span into out (f32, [n_kv_heads][n_tokens][head_dim]); cos, sin: [n_tokens, head_dim/2].
   virtual void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,

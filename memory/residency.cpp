@@ -169,7 +169,7 @@ void Residency::pack(Layer& layer, std::int64_t unit, Window& window) {
   reserve_slots(layer, 1);
   const std::int32_t slot = layer.free_slots.back();
   window.pack(layout_.unit_first(unit), layout_.block, unit_type_,
-              gpu::resident_layout(static_cast<int>(layout_.block)), row(layer, slot));
+              device_->resident_layout(static_cast<int>(layout_.block)), row(layer, slot));
   put(layer, unit, slot);
 }
 
@@ -189,7 +189,8 @@ gpu::KvSpan Residency::span(int layer, std::int64_t unit) const {
   const auto at = std::lower_bound(state.cached.begin(), state.cached.end(), unit,
                                    [](const Cached& c, std::int64_t u) { return c.unit < u; });
   MNEME_CHECK(at != state.cached.end() && at->unit == unit);
-  gpu::KvSpan span = gpu::resident_span(heads_, unit_type_, row(state, at->slot), static_cast<int>(layout_.block));
+  const int block = static_cast<int>(layout_.block);
+  gpu::KvSpan span = gpu::unit_span(heads_, unit_type_, row(state, at->slot), block, device_->resident_layout(block));
   span.first_pos = layout_.unit_first(unit);
   return span;
 }

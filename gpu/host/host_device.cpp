@@ -54,6 +54,8 @@ class HostDevice final : public Device {
     return info;
   }
 
+  void set_phase(Phase /*phase*/) override {}  // both phases have the same bits
+
   Buffer allocate(std::size_t bytes) override {
     constexpr std::size_t kLargest = std::numeric_limits<std::size_t>::max() / 2;
     void* data = bytes > kLargest ? nullptr : ::operator new(bytes, alignment_of(bytes), std::nothrow);
@@ -108,6 +110,7 @@ class HostDevice final : public Device {
                  std::int64_t offset, int n_tokens, KvType to, KeyLayout layout, void* row) override {
     memory_.pack_unit(shape, from, raw_k, raw_v, head_stride, offset, n_tokens, to, layout, row);
   }
+  KeyLayout resident_layout(int n_tokens) const noexcept override { return host::resident_layout(n_tokens); }
   void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) override {
     memory_.upload_units(shape, type, n_tokens, units);
   }

@@ -18,6 +18,11 @@
 
 namespace mneme::gpu::host {
 
+// Keys in strips are read without being turned round.
+constexpr KeyLayout resident_layout(int n_tokens) noexcept {
+  return n_tokens % kStripTokens == 0 ? KeyLayout::strips : KeyLayout::rows;
+}
+
 // One thread uses a MemoryOps at a time. Must not outlive its pool. Throws Error(out_of_memory) when scratch memory
 // cannot grow.
 class MemoryOps {

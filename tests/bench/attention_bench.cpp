@@ -112,7 +112,7 @@ std::vector<std::byte> make_slot(host::MemoryOps& ops, KvType type, std::mt19937
   const test::StoredKv stored(kShape, KvType::f16, 64, random);
   const KvSpan raw = stored.span();
   std::vector<std::byte> slot(unit_bytes(kShape, type, 64).total());
-  ops.pack_unit(kShape, raw.type, raw.k, raw.v, raw.head_stride, 0, 64, type, resident_layout(64), slot.data());
+  ops.pack_unit(kShape, raw.type, raw.k, raw.v, raw.head_stride, 0, 64, type, host::resident_layout(64), slot.data());
   return slot;
 }
 
@@ -127,7 +127,7 @@ Layer make_layer(host::MemoryOps& ops, KvType units, int n_queries, std::mt19937
   add(KvType::f16, 64, KeyMask::all, QueryKind::global, 0);
   for (int u = 0; u < 16; ++u) {
     layer.slots.push_back(make_slot(ops, units, random));
-    layer.spans.push_back(resident_span(kShape, units, layer.slots.back().data(), 64));
+    layer.spans.push_back(unit_span(kShape, units, layer.slots.back().data(), 64, host::resident_layout(64)));
   }
   const std::int64_t prefix = n_queries == 1 ? 32 : 32 + n_queries - 1;
   add(KvType::f16, prefix, KeyMask::prefix, QueryKind::global, kStart - kLocal - 31);
@@ -257,7 +257,7 @@ class Bench {
     std::vector<KvSpan> candidates;
     for (int u = 0; u < 64; ++u) {
       slots.push_back(make_slot(ops_, KvType::f16, random_));
-      candidates.push_back(resident_span(kShape, KvType::f16, slots.back().data(), 64));
+      candidates.push_back(unit_span(kShape, KvType::f16, slots.back().data(), 64, host::resident_layout(64)));
     }
     const IndexSegment index[1] = {{KvType::f16, pages.data(), n_units}};
     const std::vector<float> voters = test::random_floats(random_, static_cast<std::size_t>(n_voters) * 9 * 64, 1.0f);

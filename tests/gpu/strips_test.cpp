@@ -28,7 +28,7 @@ struct Unit {
     const UnitUpload upload{row.data(), slot.data()};
     ops.upload_units(shape, type, n_tokens, {&upload, 1});
     in_rows = unit_span(shape, type, row.data(), n_tokens);
-    in_strips = resident_span(shape, type, slot.data(), n_tokens);
+    in_strips = unit_span(shape, type, slot.data(), n_tokens, host::resident_layout(n_tokens));
   }
 };
 

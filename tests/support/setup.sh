@@ -1,7 +1,7 @@
 # Set-up shared by tests/run.sh and samples/demo.sh: Debian packages, the test model, the build. Source it from the project's root.
 # Quick when everything is there already.
 
-mneme_packages="g++ cmake ninja-build pkg-config libboost1.81-dev libsqlite3-dev nlohmann-json3-dev libutf8proc-dev libxxhash-dev
+mneme_packages="g++ cmake ninja-build pkg-config libboost1.81-dev libboost-context1.81-dev libsqlite3-dev nlohmann-json3-dev libutf8proc-dev libxxhash-dev
 libssl-dev libcli11-dev doctest-dev libbenchmark-dev sqlite3 python3 python3-pip"
 
 # SmolLM2-135M-Instruct, GGUF Q4_1 (Apache-2.0), as shipped inside a Python package.

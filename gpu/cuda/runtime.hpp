@@ -1,0 +1,96 @@
+// Owners of what the CUDA runtime hands out, and memory for what an operation needs for itself.
+//
+// Order: everything a Device does goes through its one compute stream, so operations follow each other as issued.
+// Memory that a kernel still reads must not be reused by the host before the stream has passed it: PinnedRing takes
+// care of that for arguments that are built on the host.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "gpu/cuda/launch.hpp"
+
+namespace mneme::gpu::cuda {
+
+// Device memory, grow-only: the largest request so far. Growing waits for the stream (it happens only while shapes
+// still grow, not in steady state).
+class DeviceScratch {
+ public:
+  explicit DeviceScratch(cudaStream_t stream) noexcept : stream_(stream) {}
+  ~DeviceScratch();
+  DeviceScratch(const DeviceScratch&) = delete;
+  DeviceScratch& operator=(const DeviceScratch&) = delete;
+
+  // At least `bytes` of device memory, 256-byte aligned, valid until the next require() of this scratch. Contents
+  // undefined. Throws out_of_memory; the old memory is kept then.
+  std::byte* require(std::size_t bytes);
+  std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  cudaStream_t stream_;
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Lays out arrays one after the other in a scratch, each 256-byte aligned.
+class ScratchPlan {
+ public:
+  template <class T>
+  std::size_t add(std::size_t n) noexcept {
+    const std::size_t at = bytes_;
+    bytes_ = (bytes_ + n * sizeof(T) + 255) / 256 * 256;
+    return at;
+  }
+  std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  std::size_t bytes_ = 0;
+};
+
+// Brings small arguments (span lists, pointer tables) to the device without waiting: they are written to pinned memory
+// and copied by the stream. A place is reused only after the stream has passed the copy.
+class PinnedRing {
+ public:
+  // Room for `bytes` of arguments that are under way at the same time. Throws out_of_memory.
+  PinnedRing(cudaStream_t stream, std::size_t bytes);
+  ~PinnedRing();
+  PinnedRing(const PinnedRing&) = delete;
+  PinnedRing& operator=(const PinnedRing&) = delete;
+
+  // Copies `bytes` of host memory to `to_device`, in stream order. Returns at once unless the ring is full; what is
+  // larger than half the ring waits for the stream. The host memory may be reused after the call.
+  void upload(void* to_device, const void* from_host, std::size_t bytes);
+  template <class T>
+  void upload(T* to_device, std::span<const T> values) {
+    upload(static_cast<void*>(to_device), values.data(), values.size_bytes());
+  }
+
+ private:
+  static constexpr int kParts = 4;
+  void enter(int part);
+
+  cudaStream_t stream_;
+  std::byte* data_ = nullptr;
+  std::size_t part_bytes_ = 0;
+  int part_ = 0;
+  std::size_t used_ = 0;          // of the current part
+  cudaEvent_t passed_[kParts]{};  // recorded behind the last copy of a part
+  bool pending_[kParts]{};
+};
+
+// What the parts of a CUDA device share. Operations run in stream order, so one scratch serves them all: an operation
+// may use what it requires until it returns, and what it has put on the stream finds the same memory.
+struct Resources {
+  cudaStream_t stream = nullptr;
+  PinnedRing* arguments = nullptr;
+  DeviceScratch* scratch = nullptr;
+  int n_multiprocessors = 0;
+};
+
+}  // namespace mneme::gpu::cuda

@@ -1,0 +1,29 @@
+// The host side of the CUDA stand-in: what tests may set, and what its two source files share.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace cuda_shim {
+
+// ---- for tests
+// The `after`-th runtime call from now on (1: the next) fails with `error`. sticky: so does every call after it, as
+// after an illegal address.
+void fail_call(int after, cudaError_t error, bool sticky);
+void clear_failures();
+// Device memory that exists; cudaMalloc beyond it fails. Default: 8 GiB.
+void set_device_memory(std::size_t bytes);
+// How often the host has waited for the device (synchronize, pageable copies) and allocated device memory.
+struct Counts {
+  std::uint64_t waits = 0, allocations = 0, launches = 0, graph_launches = 0;
+};
+Counts counts();
+int set_device_count(int count);  // returns the old one; default 1
+
+// ---- for the stand-in's own files
+void run_grid(const dim3& grid, const dim3& threads, std::size_t shared_bytes, const std::function<void()>& kernel);
+
+}  // namespace cuda_shim
