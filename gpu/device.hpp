@@ -198,6 +198,7 @@ struct DeviceInfo {
   std::string name;      // for people: "cpu (avx2, 2 threads)"
   std::string numerics;  // everything that decides the bits of results on this device: part of the numerics fingerprint
   int n_threads = 0;     // not part of the fingerprint
+  int pass_tokens = 512;  // a longer forward pass gains no speed here; not part of the fingerprint either
 };
 
 class Device {

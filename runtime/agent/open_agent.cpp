@@ -11,7 +11,7 @@ namespace mneme::agent {
 
 std::shared_ptr<model::Transformer> EngineDevice::transformer(const std::shared_ptr<const model::ModelFile>& model) {
   if (auto found = models_[model.get()].lock()) return found;
-  auto made = std::make_shared<model::Transformer>(*device_, model, max_pass_tokens_);
+  auto made = std::make_shared<model::Transformer>(*device_, model, device_->info().pass_tokens);
   models_[model.get()] = made;
   std::uint64_t bytes = 0;
   for (auto& [file, weak] : models_) {

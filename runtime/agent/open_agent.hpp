@@ -14,8 +14,7 @@ namespace mneme::agent {
 // The device and the models on it. Used on the engine thread only.
 class EngineDevice {
  public:
-  EngineDevice(std::unique_ptr<gpu::Device> device, std::int64_t max_pass_tokens)
-      : device_(std::move(device)), max_pass_tokens_(max_pass_tokens) {}
+  explicit EngineDevice(std::unique_ptr<gpu::Device> device) : device_(std::move(device)) {}
 
   gpu::Device& device() noexcept { return *device_; }
   // The model's weights on the device: made for the first agent, kept while one uses them. Throws out_of_memory.
@@ -24,7 +23,6 @@ class EngineDevice {
 
  private:
   std::unique_ptr<gpu::Device> device_;
-  std::int64_t max_pass_tokens_;
   std::map<const model::ModelFile*, std::weak_ptr<model::Transformer>> models_;
   std::atomic<std::uint64_t> weight_bytes_{0};
 };

@@ -74,13 +74,15 @@ std::int64_t Session::prefill(std::span<const TokenId> rest, Transformer::Logits
   const std::vector<std::int64_t> chunks = next_pass(rest);
   std::int64_t fed = 0;
   for (const std::int64_t length : chunks) fed += length;
-  logits = transformer_.forward(memory_, rest.first(static_cast<std::size_t>(fed)), chunks, wanted);
+  logits =
+      transformer_.forward(memory_, rest.first(static_cast<std::size_t>(fed)), chunks, gpu::Phase::prefill, wanted);
   return fed;
 }
 
 std::span<const float> Session::decode(TokenId token) {
   const std::int64_t one = 1;
-  return transformer_.forward(memory_, std::span(&token, 1), std::span(&one, 1), Transformer::Logits::last);
+  return transformer_.forward(memory_, std::span(&token, 1), std::span(&one, 1), gpu::Phase::decode,
+                              Transformer::Logits::last);
 }
 
 }  // namespace mneme::model

@@ -86,11 +86,12 @@ std::size_t Transformer::weight_bytes() const noexcept {
 }
 
 std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
-                                            std::span<const std::int64_t> chunks, Logits wanted) {
+                                            std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
   context.begin_pass(chunks);
   try {
+    device_.set_phase(phase);
     device_.embed(*table_, tokens, x_.f32());
     run_layers(context, n_tokens);
     const std::span<const float> logits = compute_logits(n_tokens, wanted);

@@ -28,11 +28,11 @@ class Transformer {
   // Which rows of logits a pass computes.
   enum class Logits { none, last, all };
 
-  // Appends `tokens` to the context as one pass cut into `chunks` (lengths; their sum is tokens.size()). Returns the
-  // logits in host memory, [0, 1 or tokens.size()][n_vocab], valid until the next call. If anything throws, the context
-  // is as before the call.
+  // Appends `tokens` to the context as one pass of `phase`, cut into `chunks` (lengths; their sum is tokens.size()).
+  // Returns the logits in host memory, [0, 1 or tokens.size()][n_vocab], valid until the next call. If anything throws,
+  // the context is as before the call.
   std::span<const float> forward(memory::Context& context, std::span<const TokenId> tokens,
-                                 std::span<const std::int64_t> chunks, Logits wanted);
+                                 std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted);
 
  private:
   struct Layer;

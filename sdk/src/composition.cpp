@@ -8,30 +8,15 @@
 #include <mneme/base/text.hpp>
 #include <mneme/error.hpp>
 
-#include "gpu/host/host_device.hpp"
 #include "persistence/store_file.hpp"
+#include "sdk/src/devices.hpp"
 
 namespace mneme {
 inline namespace v1 {
 namespace detail {
 namespace {
 
-constexpr std::int64_t kMaxPassTokens = 512;
 constexpr std::chrono::milliseconds kPumpInterval{1};
-
-std::unique_ptr<gpu::Device> make_device(const RuntimeOptions& options) {
-  if (options.device() != "auto" && options.device() != "cpu") {
-    throw Error(errc::invalid_argument,
-                "option device is " + excerpt(options.device()) + "; allowed: \"auto\", \"cpu\"");
-  }
-  if (options.threads() < 0 || options.threads() > 256) {
-    throw Error(errc::invalid_argument,
-                "option threads is " + std::to_string(options.threads()) + "; allowed: 0 to 256");
-  }
-  gpu::HostOptions host;
-  host.n_threads = options.threads();
-  return gpu::make_host_device(host);
-}
 
 void check_options(const AgentOptions& options) {
   if (options.weight() < 1 || options.weight() > 64) {
@@ -56,7 +41,7 @@ boost::asio::any_io_executor executor_or(const std::optional<boost::asio::any_io
 }
 
 std::shared_ptr<agent::EngineDevice> make_engine_device(const RuntimeOptions& options) {
-  return std::make_shared<agent::EngineDevice>(make_device(options), kMaxPassTokens);
+  return std::make_shared<agent::EngineDevice>(make_device(options.device(), options.threads()));
 }
 
 }  // namespace

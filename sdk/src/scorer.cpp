@@ -5,17 +5,16 @@
 #include <mneme/scorer.hpp>
 #include <string>
 
-#include "gpu/host/host_device.hpp"
 #include "memory/memory_store.hpp"
 #include "runtime/model/engine.hpp"
 #include "sdk/src/composition.hpp"
+#include "sdk/src/devices.hpp"
 
 namespace mneme {
 inline namespace v1 {
 
 namespace {
 
-constexpr std::int64_t kMaxPassTokens = 512;
 constexpr std::size_t kHostCacheBytes = std::size_t{256} << 20U;
 
 // Every token inside one window: exact full attention over `n_tokens`.
@@ -59,9 +58,9 @@ Scorer::Scorer(const Model& model, const ScorerOptions& options) : state_(std::m
   state_->file = model.state()->file;
   state_->is_full_attention = options.full_attention;
   state_->params = detail::resolve_memory(*state_->file, options.full_attention ? MemoryOptions() : options.memory);
-  state_->device =
-      gpu::make_host_device({.n_threads = options.threads, .activations = gpu::ActivationType::int8, .isa = ""});
-  state_->transformer = std::make_unique<model::Transformer>(*state_->device, state_->file, kMaxPassTokens);
+  state_->device = detail::make_device(options.device, options.threads);
+  state_->transformer =
+      std::make_unique<model::Transformer>(*state_->device, state_->file, state_->device->info().pass_tokens);
 }
 
 Score Scorer::score(std::span<const std::int32_t> ids, std::span<const ScoreSegment> segments) {

@@ -143,7 +143,7 @@ void run_layer_variant(gpu::Device& device, const json& config, const std::strin
 
 void run_layer_directory(const std::filesystem::path& directory) {
   const json index = json::parse(read_file(directory / "index.json"));
-  const auto device = host_device(1, "scalar");
+  const auto device = exact_device(1, "scalar");
   for (const json& config : index.at("configs")) {
     const Arrays arrays(directory / config.at("file").get<std::string>());
     const auto seed = config.at("seed").get<std::uint64_t>();
@@ -193,7 +193,7 @@ void run_two_stage(gpu::Device& device, const json& config, const Arrays& arrays
 
 void run_two_stage_directory(const std::filesystem::path& directory) {
   const json index = json::parse(read_file(directory / "index.json"));
-  const auto device = host_device(1, "scalar");
+  const auto device = exact_device(1, "scalar");
   for (const json& config : index)
     run_two_stage(*device, config, Arrays(directory / config.at("file").get<std::string>()));
 }

@@ -106,7 +106,7 @@ void check_counts(const Comparison& total) {
 }
 
 TEST_CASE("M6 brute force: both selectors equal the naive memory on random configurations") {
-  const auto device = host_device(1, "scalar");
+  const auto device = exact_device(1, "scalar");
   for (const SelectorKind selector : {SelectorKind::representatives, SelectorKind::two_stage}) {
     Comparison total;
     for (std::uint64_t seed = 1; seed <= 24; ++seed) {
@@ -120,7 +120,7 @@ TEST_CASE("M6 brute force: both selectors equal the naive memory on random confi
 
 TEST_CASE("M6 brute force: units of a length that is kept in strips") {
   for (const char* isa : {"scalar", ""}) {  // "": the best of this CPU
-    const auto device = host_device(2, isa);
+    const auto device = exact_device(2, isa);
     Comparison total;
     for (std::uint64_t seed = 1; seed <= 12; ++seed) {
       Random random(seed * 991);

@@ -26,7 +26,7 @@ using memory::SelectorKind;
 constexpr SelectorKind kSelectors[] = {SelectorKind::representatives, SelectorKind::two_stage};
 
 TEST_CASE("M3 true positions with every unit equal full attention at any length") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 6; ++seed) {
       Random random(seed);
@@ -45,7 +45,7 @@ TEST_CASE("M3 true positions with every unit equal full attention at any length"
 }
 
 TEST_CASE("M15 shift: ten million tokens later the window gives the same outputs up to rounding") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 32);
   Params params;
   params.n_local = 16;
@@ -92,7 +92,7 @@ TEST_CASE("M15 shift: ten million tokens later the window gives the same outputs
 }
 
 TEST_CASE("M16 dense: up to T equals full attention, layout and index go on as ever, the switch is reproducible") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
@@ -126,7 +126,7 @@ TEST_CASE("M16 dense: up to T equals full attention, layout and index go on as e
 }
 
 TEST_CASE("M16 sequential positions with nb <= K equal dense mode") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (const gpu::KvType unit_type : {gpu::KvType::f32, gpu::KvType::q8}) {
@@ -147,7 +147,7 @@ TEST_CASE("M16 sequential positions with nb <= K equal dense mode") {
 }
 
 TEST_CASE("sequential and true positions equal the naive memory with any K") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   for (const SelectorKind selector : kSelectors) {
     for (const PositionMode mode : {PositionMode::sequential, PositionMode::true_positions}) {
       for (std::uint64_t seed = 1; seed <= 4; ++seed) {
@@ -180,7 +180,7 @@ TEST_CASE("sequential and true positions equal the naive memory with any K") {
 }
 
 TEST_CASE("flat positions carry the attention factor of the model on both sides of every product") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   ModelShape shape = plain_shape(1, 4, 2, 16);
   shape.attention_factor = 1.3;
   Random random(77);

@@ -71,7 +71,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
         const Stream stream = make_stream(seed, shape, 140);
         const auto segments = random_segments(random, 140, base.exec_chunk);
         CAPTURE(describe(base));
-        const auto device = host_device(1);
+        const auto device = exact_device(1);
         MemoryStore store;
         MemoryRun run(*device, store, shape, base, {.max_pass_tokens = 40, .observe = false});
         run.feed(stream, segments);
@@ -92,7 +92,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
             params.cached_blocks = fewest_slots(base) + variant.spare_slots;
             params.cache_policy = variant.policy;
             params.decay = 0.5;
-            const auto other_device = host_device(variant.n_threads);
+            const auto other_device = exact_device(variant.n_threads);
             MemoryStore other_store;
             other_store.set_read_hook([](std::span<const memory::RowKey>) { std::this_thread::yield(); });
             const std::size_t host = fewest_host_bytes(shape, params, 40) + spare_rows * row_image_bytes(shape, params);
@@ -113,7 +113,7 @@ TEST_CASE("M5 residency: slots, host cap, policy, threads and slow reads change 
 }
 
 TEST_CASE("M5 residency: agents that take turns on one device do not change each other") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   Random random(5);
   const Params params = busy_params(random, SelectorKind::two_stage, gpu::KvType::f16);
@@ -153,7 +153,7 @@ float half_at(std::span<const std::byte> bytes, std::size_t i) {
 }
 
 TEST_CASE("M18 q8 once: rows never change after sealing, and lie within half a step of the keys and values") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(17);
@@ -207,7 +207,7 @@ TEST_CASE("M18 q8 once: rows never change after sealing, and lie within half a s
 }
 
 TEST_CASE("M19 bounds: device and host bytes stay within the caps while the stream grows tenfold, and no bit changes") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   for (const SelectorKind selector : kSelectors) {
     Random random(23);
     Params params = busy_params(random, selector, gpu::KvType::f16);
@@ -245,7 +245,7 @@ TEST_CASE("M19 bounds: device and host bytes stay within the caps while the stre
 }
 
 TEST_CASE("M19 bounds: caps that are too small are refused by name") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   Random random(29);
   const Params params = [&] {
@@ -267,7 +267,7 @@ TEST_CASE("M19 bounds: caps that are too small are refused by name") {
 }
 
 TEST_CASE("M19 failed fetch: an error in a read or a put leaves the state of before the pass, and the memory usable") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   const ModelShape shape = plain_shape(2, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(31);
@@ -308,7 +308,7 @@ TEST_CASE("M19 failed fetch: an error in a read or a put leaves the state of bef
 }
 
 TEST_CASE("C2 an abandoned pass of any tokens leaves no trace, at whichever layer it stops") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   const ModelShape shape = plain_shape(3, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (const gpu::KvType unit_type : {gpu::KvType::f16, gpu::KvType::q8}) {

@@ -59,7 +59,7 @@ void check_resumed(gpu::Device& device, const ModelShape& shape, const Params& p
 }
 
 TEST_CASE("M10 restore at every chunk: outputs, r, rows and index continue bit for bit") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 6; ++seed) {
       Random random(seed * 13 + static_cast<std::uint64_t>(selector));
@@ -93,7 +93,7 @@ TEST_CASE("M10 restore at every chunk: outputs, r, rows and index continue bit f
 }
 
 TEST_CASE("M10 restore while decoding: every position around the filling of I and the sealing of units") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   for (const SelectorKind selector : kSelectors) {
     Params params;
     params.selector = selector;
@@ -126,7 +126,7 @@ TEST_CASE("M10 restore while decoding: every position around the filling of I an
 }
 
 TEST_CASE("M10 restore reads the window and nothing else; units and index come on demand") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   Random random(3);
   Params params = random_params(random, SelectorKind::two_stage);
   params.n_init = 4;
@@ -157,7 +157,7 @@ TEST_CASE("M10 restore reads the window and nothing else; units and index come o
 }
 
 TEST_CASE("slices hold at most 32 tokens, and whole ones stay as they are") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   Params params;
   params.n_init = 40;
   params.n_local = 8;
@@ -190,7 +190,7 @@ TEST_CASE("slices hold at most 32 tokens, and whole ones stay as they are") {
 }
 
 TEST_CASE("a checkpoint that does not fit is refused with a typed error, and the context stays fresh") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   Random random(8);
   Params params = random_params(random, SelectorKind::representatives);
   params.n_init = 3;
@@ -268,7 +268,7 @@ TEST_CASE("a checkpoint that does not fit is refused with a typed error, and the
 }
 
 TEST_CASE("a damaged unit or index row is found before it is used") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   Random random(11);
   Params params = random_params(random, SelectorKind::two_stage);
   params.n_init = 2;
@@ -304,7 +304,7 @@ TEST_CASE("a damaged unit or index row is found before it is used") {
 }
 
 TEST_CASE("M10 an old checkpoint still fits after later units were quantised") {
-  const auto device = host_device(1);
+  const auto device = exact_device(1);
   for (const gpu::KvType unit_type : {gpu::KvType::f16, gpu::KvType::q8}) {
     Random random(12);
     Params params = random_params(random, SelectorKind::two_stage);

@@ -56,7 +56,7 @@ std::vector<float> widened(std::span<const std::byte> bytes, gpu::KvType type) {
 }
 
 TEST_CASE("M4 flat, every unit: r and representatives do not depend on E or the split") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   const Stream stream = make_stream(22, shape, 150);
   Random random(4);
@@ -84,7 +84,7 @@ TEST_CASE("M4 flat, every unit: r and representatives do not depend on E or the 
 
 TEST_CASE(
     "M9 rows: the store holds every complete block and the initial tokens bit for bit, and one index row per unit") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 6; ++seed) {
       Random random(seed + 40);
@@ -123,7 +123,7 @@ TEST_CASE(
 }
 
 TEST_CASE("M11 conservation: r and the global mass add up to the number of queries") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (std::uint64_t seed = 1; seed <= 6; ++seed) {
     Random random(seed + 60);
@@ -160,7 +160,7 @@ TEST_CASE("M11 conservation: r and the global mass add up to the number of queri
 }
 
 TEST_CASE("M12 schedule: the same chunks give the same bits, however many a pass takes") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 6; ++seed) {
       Random random(seed + 80);
@@ -186,7 +186,7 @@ TEST_CASE("M12 schedule: the same chunks give the same bits, however many a pass
 }
 
 TEST_CASE("M12 schedule: other chunks give the same outputs up to rounding while nb <= K") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(6);
@@ -199,7 +199,7 @@ TEST_CASE("M12 schedule: other chunks give the same outputs up to rounding while
 }
 
 TEST_CASE("M17 rep modes: equal for one query head per KV head, equal selections for R = B, and a smaller index") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   Random random(500);
   Params params = random_params(random, SelectorKind::representatives);
   params.n_local = 20;
@@ -237,7 +237,7 @@ TEST_CASE("M17 rep modes: equal for one query head per KV head, equal selections
 }
 
 TEST_CASE("an empty pass leaves no trace") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 2, 1, 16);
   Random random(2);
   const Params params = random_params(random, SelectorKind::representatives);

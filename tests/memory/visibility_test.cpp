@@ -42,7 +42,7 @@ std::vector<int> expected_counts(const Params& params, const ChunkRecord& chunk,
 }
 
 TEST_CASE("M1 exactly once: every visible token counts once, and with K >= nb every token is visible") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 6; ++seed) {
       Random random(seed * 31 + static_cast<std::uint64_t>(selector));
@@ -89,7 +89,7 @@ TEST_CASE("M1 exactly once: every visible token counts once, and with K >= nb ev
 }
 
 TEST_CASE("M2 short streams: up to n_local tokens equal full attention, also in chunks that straddle the edge") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (const std::int64_t chunk : {1, 5, 8, 24}) {
@@ -112,7 +112,7 @@ TEST_CASE("M2 short streams: up to n_local tokens equal full attention, also in 
 }
 
 TEST_CASE("M4 flat, every unit: outputs do not depend on B, E, n_init or the split") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 3, 1, 16);
   const Stream stream = make_stream(21, shape, 160);
   for (const SelectorKind selector : kSelectors) {
@@ -134,7 +134,7 @@ TEST_CASE("M4 flat, every unit: outputs do not depend on B, E, n_init or the spl
 }
 
 TEST_CASE("M7 ties and NaN: equal scores take the lowest units, NaN is never preferred, nothing crashes") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 2, 1, 16);
   for (const SelectorKind selector : kSelectors) {
     Params params;
@@ -188,7 +188,7 @@ TEST_CASE("M7 ties and NaN: equal scores take the lowest units, NaN is never pre
 }
 
 TEST_CASE("M8 K = 0: only initial tokens and the remainder are seen; with the prefix hidden, sinks and window alone") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 4, 2, 16);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 8; ++seed) {
@@ -218,7 +218,7 @@ TEST_CASE("M8 K = 0: only initial tokens and the remainder are seen; with the pr
 }
 
 TEST_CASE("M13 causality: nothing after a query reaches it, in its chunk or behind it") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 2, 1, 16);
   for (const SelectorKind selector : kSelectors) {
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
@@ -250,7 +250,7 @@ TEST_CASE("M13 causality: nothing after a query reaches it, in its chunk or behi
 }
 
 TEST_CASE("M14 order blindness: exchanging two sealed units changes later outputs only by rounding") {
-  const auto device = host_device(2);
+  const auto device = exact_device(2);
   const ModelShape shape = plain_shape(1, 2, 1, 16);
   for (const SelectorKind selector : kSelectors) {
     Random random(9);

@@ -234,7 +234,10 @@ TEST_CASE("out-of-range options are refused by name") {
   CHECK(code_of([&] { MemoryOptions::from_json(R"({"block": 4, "block": 5})"); }) == errc::invalid_argument);
   CHECK(code_of([&] { MemoryOptions::from_json("[]"); }) == errc::invalid_argument);
   CHECK(*MemoryOptions::from_json(R"({"topk": "all", "block": 64})").topk() == MemoryOptions::kAllUnits);
-  CHECK(code_of([&] { Rig other(RuntimeOptions().device("tpu")); }) == errc::invalid_argument);
+  for (const char* name : {"tpu", "", "cuda", "cuda:", "cuda:x", "cuda:-1", "cuda:0x", "cuda:99999999999", "cuda:0"}) {
+    CAPTURE(name);
+    CHECK(code_of([&] { Rig other(RuntimeOptions().device(name)); }) == errc::invalid_argument);
+  }
 }
 
 TEST_CASE("the same seed gives the same sampled answer, another seed another one") {

@@ -6,13 +6,13 @@
 #include <cstring>
 #include <limits>
 
-#include "gpu/host/host_device.hpp"
 #include "mneme/error.hpp"
+#include "tests/support/test_device.hpp"
 
 namespace mneme::test {
 
-std::unique_ptr<gpu::Device> host_device(int n_threads, const std::string& isa) {
-  return gpu::make_host_device({.n_threads = n_threads, .activations = gpu::ActivationType::f32, .isa = isa});
+std::unique_ptr<gpu::Device> exact_device(int n_threads, const std::string& isa) {
+  return test_device({.n_threads = n_threads, .activations = gpu::ActivationType::f32, .isa = isa});
 }
 
 memory::ModelShape plain_shape(int n_layers, int n_heads, int n_kv_heads, int head_dim, double rope_base,

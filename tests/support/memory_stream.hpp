@@ -14,8 +14,8 @@
 
 namespace mneme::test {
 
-// The host device with exact activations; isa empty: the best, or MNEME_ISA.
-std::unique_ptr<gpu::Device> host_device(int n_threads, const std::string& isa = {});
+// The program's device, the host's with exact activations; isa empty: the best, or MNEME_ISA.
+std::unique_ptr<gpu::Device> exact_device(int n_threads, const std::string& isa = {});
 
 // A model shape with plain RoPE.
 memory::ModelShape plain_shape(int n_layers, int n_heads, int n_kv_heads, int head_dim, double rope_base = 10000.0,

@@ -1,4 +1,4 @@
-// A model on the host device with one memory context over a store in RAM: what whole-model tests drive.
+// A model on the program's device with one memory context over a store in RAM: what whole-model tests drive.
 #pragma once
 
 #include <array>
@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "gpu/host/host_device.hpp"
 #include "memory/context.hpp"
 #include "memory/memory_store.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/model_file.hpp"
 #include "runtime/model/transformer.hpp"
+#include "tests/support/test_device.hpp"
 
 namespace mneme::test {
 
@@ -39,9 +39,7 @@ inline memory::Params full_attention_params(std::int64_t n_local, std::int64_t e
 class ModelRig {
  public:
   ModelRig(const std::filesystem::path& path, const gpu::HostOptions& device_options, std::int64_t max_pass = 512)
-      : device(gpu::make_host_device(device_options)),
-        file(model::ModelFile::load(path)),
-        transformer(*device, file, max_pass) {}
+      : device(test_device(device_options)), file(model::ModelFile::load(path)), transformer(*device, file, max_pass) {}
 
   std::unique_ptr<memory::Context> context(const memory::Params& params, memory::UnitStore& store,
                                            memory::Budget budget = {0, 64U << 20U}) {
@@ -67,7 +65,8 @@ class ModelRig {
           pass += length;
         }
         const auto slice = tokens.subspan(next, static_cast<std::size_t>(pass));
-        const auto logits = transformer.forward(context, slice, chunks, model::Transformer::Logits::all);
+        const auto logits =
+            transformer.forward(context, slice, chunks, gpu::Phase::prefill, model::Transformer::Logits::all);
         const auto n_vocab = static_cast<std::size_t>(file->config().n_vocab);
         for (std::size_t i = 0; i < slice.size(); ++i) sink(next + i, logits.subspan(i * n_vocab, n_vocab));
         next += slice.size();

@@ -50,7 +50,7 @@ class StoreOptions {
 };
 
 class RuntimeOptions {
-  MNEME_OPTION(std::string, device, "auto")  // "auto", "cpu"
+  MNEME_OPTION(std::string, device, "auto")  // "cpu" or "auto"; "cuda:N" is refused: no build has that backend yet
   MNEME_OPTION(int, threads, 0)              // of the CPU backend; 0: one per core
   // Hard bounds per agent: unit slots on the device (0: as the memory parameters ask), host cache of units and index.
   MNEME_OPTION(std::size_t, device_bytes, 0)

@@ -7,6 +7,7 @@
 #include <mneme/model.hpp>
 #include <mneme/options.hpp>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace mneme {
@@ -19,7 +20,8 @@ struct ScorerState;
 struct ScorerOptions {
   bool full_attention = false;  // true: every token attends all before it; `memory` is ignored
   MemoryOptions memory;
-  int threads = 0;  // of the CPU backend; 0: one per core
+  std::string device = "auto";  // as RuntimeOptions::device
+  int threads = 0;              // of the CPU backend; 0: one per core
 };
 
 // A run of tokens fed in one piece: at once, or one by one.

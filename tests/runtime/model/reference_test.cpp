@@ -218,7 +218,7 @@ TEST_CASE("the real model in float32 gives the reference logits, likelihoods and
         const std::int64_t one = 1;
         const model::TokenId token = greedy;
         greedy = mneme::test::summarise(rig.transformer.forward(*context, std::span(&token, 1), std::span(&one, 1),
-                                                                model::Transformer::Logits::last))
+                                                                gpu::Phase::decode, model::Transformer::Logits::last))
                      .top1;
       }
     }

@@ -1,0 +1,19 @@
+// From the name of a device in the options to the device.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "gpu/device.hpp"
+
+namespace mneme {
+inline namespace v1 {
+namespace detail {
+
+// name: "cpu"; "auto", the best there is; "cuda:N", the N-th CUDA device, which no build has yet. n_threads: of the CPU
+// backend, 0: one per core. Throws invalid_argument naming the option, its value and what is allowed.
+std::unique_ptr<gpu::Device> make_device(const std::string& name, int n_threads);
+
+}  // namespace detail
+}  // namespace v1
+}  // namespace mneme

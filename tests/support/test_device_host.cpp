@@ -1,0 +1,9 @@
+#include "tests/support/test_device.hpp"
+
+namespace mneme::test {
+
+std::unique_ptr<gpu::Device> test_device(const gpu::HostOptions& options) {
+  return gpu::make_host_device(options);
+}
+
+}  // namespace mneme::test
