@@ -1,0 +1,217 @@
+#include "gpu/cuda/cuda_device.hpp"
+
+#include <cuda_runtime.h>
+
+#include <mneme/base/check.hpp>
+#include <mneme/error.hpp>
+#include <string>
+
+#include "gpu/cuda/attention_ops.hpp"
+#include "gpu/cuda/kv_ops.hpp"
+#include "gpu/cuda/linear_ops.hpp"
+#include "gpu/cuda/runtime.hpp"
+#include "gpu/cuda/select_ops.hpp"
+
+namespace mneme::gpu {
+namespace {
+
+using cuda::check;
+
+constexpr std::size_t kArgumentBytes = std::size_t{4} << 20;  // span lists and angles of several operations
+constexpr int kPassTokens = 2048;                             // dequantising the weights then costs a tenth of a pass
+constexpr int kMemoryVersion = 1;                             // of the arithmetic outside the linear operations
+
+int attribute(cudaDeviceAttr name, int ordinal) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, ordinal), "asking for a property of the CUDA device");
+  return value;
+}
+
+void select_device(int ordinal) {
+  const int count = cuda_device_count();
+  if (ordinal < 0 || ordinal >= count) {
+    throw Error(errc::invalid_argument,
+                "there is no CUDA device " + std::to_string(ordinal) + "; this machine has " + std::to_string(count));
+  }
+  check(cudaSetDevice(ordinal), "selecting CUDA device " + std::to_string(ordinal));
+}
+
+// The compute stream, before everything that uses it.
+class Stream {
+ public:
+  Stream() {
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest), "creating the compute stream");
+  }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  cudaStream_t get() const noexcept { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// Owns the stream and the halves of the op list, and forwards to them.
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int ordinal)
+      : ordinal_(ordinal),
+        arguments_(stream_.get(), kArgumentBytes),
+        scratch_(stream_.get()),
+        resources_{stream_.get(), &arguments_, &scratch_, attribute(cudaDevAttrMultiProcessorCount, ordinal)},
+        linear_(resources_),
+        attention_(resources_),
+        kv_(resources_),
+        select_(resources_) {}
+
+  ~CudaDevice() override { cudaStreamSynchronize(stream_.get()); }
+
+  DeviceInfo info() const override {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, ordinal_), "asking for the CUDA device's properties");
+    int driver = 0, runtime = 0;
+    check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version");
+    DeviceInfo info;
+    info.name = "cuda:" + std::to_string(ordinal_) + " (" + properties.name + ")";
+    info.numerics = "cuda/sm_" + std::to_string(properties.major * 10 + properties.minor) + "/" +
+                    std::to_string(resources_.n_multiprocessors) + "/driver " + std::to_string(driver) + "/runtime " +
+                    std::to_string(runtime) + "/" + linear_.numerics() + "/memory " + std::to_string(kMemoryVersion);
+    info.pass_tokens = kPassTokens;
+    return info;
+  }
+  void set_phase(Phase phase) override {
+    check(cudaSetDevice(ordinal_), "selecting the CUDA device");  // of the thread that calls
+    linear_.set_phase(phase);
+  }
+
+  Buffer allocate(std::size_t bytes) override {
+    void* data = nullptr;
+    check(cudaSetDevice(ordinal_), "selecting the CUDA device");
+    check(cudaMalloc(&data, bytes),
+          "allocating " + std::to_string(bytes) + " bytes on " + "cuda:" + std::to_string(ordinal_));
+    return {this, data, bytes};
+  }
+  void upload(void* to_device, const void* from_host, std::size_t bytes) override {
+    arguments_.upload(to_device, from_host, bytes);
+  }
+  void download(void* to_host, const void* from_device, std::size_t bytes) override {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, stream_.get()), "reading device memory");
+    synchronize();
+  }
+  void copy(void* to_device, const void* from_device, std::size_t bytes) override;
+  void fill_zero(void* device, std::size_t bytes) override {
+    check(cudaMemsetAsync(device, 0, bytes, stream_.get()), "clearing device memory");
+  }
+  void synchronize() override { check(cudaStreamSynchronize(stream_.get()), "waiting for the CUDA device"); }
+
+  std::unique_ptr<Matrix> load_matrix(const HostMatrix& matrix) override { return linear_.load_matrix(matrix); }
+  std::unique_ptr<Matrix> load_table(const HostMatrix& matrix) override { return linear_.load_table(matrix); }
+  void embed(const Matrix& table, std::span<const std::int32_t> ids, float* x) override {
+    linear_.embed(table, ids, x);
+  }
+  void norm_linear(const float* x, int n_tokens, const float* norm, float eps,
+                   std::span<const LinearOutput> outputs) override {
+    linear_.norm_linear(x, n_tokens, norm, eps, outputs);
+  }
+  void linear_add(const float* in, int n_tokens, const Matrix& weight, const float* bias, float* x) override {
+    linear_.linear_add(in, n_tokens, weight, bias, x);
+  }
+  void norm_glu(const float* x, int n_tokens, const float* norm, float eps, const Matrix& gate, const float* gate_bias,
+                const Matrix& up, const float* up_bias, float* h) override {
+    linear_.norm_glu(x, n_tokens, norm, eps, gate, gate_bias, up, up_bias, h);
+  }
+  void head_norm(float* x, int n_tokens, int n_heads, int head_dim, const float* norm, float eps) override {
+    linear_.head_norm(x, n_tokens, n_heads, head_dim, norm, eps);
+  }
+
+  void rope(const float* x, int n_tokens, int n_heads, int head_dim, const float* cos, const float* sin, int table_step,
+            float* out) override {
+    kv_.rope(x, n_tokens, n_heads, head_dim, cos, sin, table_step, out);
+  }
+  void append_kv(const HeadShape& shape, KvType type, const float* k, const float* v, int n_tokens, const float* cos,
+                 const float* sin, void* raw_k, void* raw_v, void* rotated_k, std::int64_t head_stride,
+                 std::int64_t offset) override {
+    kv_.append_kv(shape, type, k, v, n_tokens, cos, sin, raw_k, raw_v, rotated_k, head_stride, offset);
+  }
+  void pack_unit(const HeadShape& shape, KvType from, const void* raw_k, const void* raw_v, std::int64_t head_stride,
+                 std::int64_t offset, int n_tokens, KvType to, KeyLayout layout, void* row) override {
+    kv_.pack_unit(shape, from, raw_k, raw_v, head_stride, offset, n_tokens, to, layout, row);
+  }
+  // The matrix unit reads keys as they are stored.
+  KeyLayout resident_layout(int /*n_tokens*/) const noexcept override { return KeyLayout::rows; }
+  void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) override {
+    const std::size_t bytes = unit_bytes(shape, type, n_tokens).total();
+    for (const UnitUpload& unit : units) arguments_.upload(unit.slot, unit.row, bytes);
+  }
+  void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,
+                   float* out) override {
+    kv_.rotate_keys(shape, span, cos, sin, out);
+  }
+  void attention(const AttentionArgs& args) override { attention_.attention(args); }
+
+  void page_means(const HeadShape& shape, const KvSpan& unit, int page, KvType out_type, void* out) override {
+    kv_.page_means(shape, unit, page, out_type, out);
+  }
+  void score_pages(const HeadShape& shape, const float* voters, int n_voters, int n_units, const NextIndexRun& next_run,
+                   int n_vectors, float* scores) override {
+    select_.score_pages(shape, voters, n_voters, n_units, next_run, n_vectors, scores);
+  }
+  void score_keys(const HeadShape& shape, const float* voters, int n_voters, std::span<const KvSpan> candidates,
+                  float* scores) override {
+    select_.score_keys(shape, voters, n_voters, candidates, scores);
+  }
+  void representatives(const HeadShape& shape, const KvSpan& unit, const float* mass, MassHeads heads, int n_repr,
+                       KvType out_type, void* out) override {
+    kv_.representatives(shape, unit, mass, heads, n_repr, out_type, out);
+  }
+  void score_representatives(const HeadShape& shape, const float* queries, int n_queries,
+                             std::span<const IndexSegment> index, MassHeads heads, float* scores) override {
+    select_.score_representatives(shape, queries, n_queries, index, heads, scores);
+  }
+  std::vector<std::int32_t> top_k(const float* scores, int n, int k) override { return select_.top_k(scores, n, k); }
+
+ private:
+  void free(void* data, std::size_t /*bytes*/) noexcept override { cudaFree(data); }
+
+  const int ordinal_;
+  const Stream stream_;
+  cuda::PinnedRing arguments_;
+  cuda::DeviceScratch scratch_;
+  const cuda::Resources resources_;
+  cuda::LinearOps linear_;
+  cuda::AttentionOps attention_;
+  cuda::KvOps kv_;
+  cuda::SelectOps select_;
+};
+
+// cudaMemcpyAsync does not promise anything for ranges that overlap: those go through scratch.
+void CudaDevice::copy(void* to_device, const void* from_device, std::size_t bytes) {
+  if (bytes == 0 || to_device == from_device) return;
+  const auto* from = static_cast<const std::byte*>(from_device);
+  auto* to = static_cast<std::byte*>(to_device);
+  const auto copy = [&](void* target, const void* source) {
+    check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copying device memory");
+  };
+  if (to + bytes <= from || from + bytes <= to) return copy(to, from);
+  std::byte* between = scratch_.require(bytes);
+  copy(between, from);
+  copy(to, between);
+}
+
+}  // namespace
+
+int cuda_device_count() noexcept {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::unique_ptr<Device> make_cuda_device(const CudaOptions& options) {
+  select_device(options.ordinal);
+  return std::make_unique<CudaDevice>(options.ordinal);
+}
+
+}  // namespace mneme::gpu

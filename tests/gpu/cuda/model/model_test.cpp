@@ -1,0 +1,178 @@
+// Whole models on the CUDA device beside the scalar host backend: logits, selections, and lives that begin on one
+// device and go on on the other.
+#include <doctest/doctest.h>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <vector>
+
+#include "gpu/host/host_device.hpp"
+#include "memory/memory_store.hpp"
+#include "runtime/model/engine.hpp"
+#include "tests/support/test_device.hpp"
+#include "tests/support/tiny_model.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace mneme;
+using model::TokenId;
+
+const gpu::HostOptions kScalar{1, gpu::ActivationType::f32, "scalar"};
+
+std::shared_ptr<const model::ModelFile> tiny(const test::TinyModelSpec& spec) {
+  const fs::path directory = fs::temp_directory_path() / ("mneme-cuda-model-" + std::to_string(::getpid()));
+  fs::create_directories(directory);
+  auto file = model::ModelFile::load(test::write_tiny_model(directory, spec));
+  fs::remove_all(directory);
+  return file;
+}
+
+// A memory so small that a hundred tokens fill initial tokens, units and window.
+memory::Params small_memory(memory::SelectorKind selector) {
+  memory::Params params;
+  params.selector = selector;
+  params.n_init = 4;
+  params.n_local = 16;
+  params.block = 8;
+  params.page = 4;
+  params.shortlist = 2;
+  params.voters = 4;
+  params.repr_topk = 2;
+  params.topk = 2;
+  params.exec_chunk = 8;
+  params.global_distance = 15;
+  params.cached_blocks = 4;
+  return params;
+}
+
+std::vector<TokenId> prompt(std::size_t n) {
+  std::vector<TokenId> tokens(n);
+  for (std::size_t i = 0; i < n; ++i) tokens[i] = static_cast<TokenId>(3 + (i * 37 + i * i / 5) % 250);
+  return tokens;
+}
+
+// One life of an agent: its device, weights and memory.
+struct Life {
+  std::unique_ptr<gpu::Device> device;
+  model::Transformer transformer;
+  memory::MemoryStore store;
+  model::Session session;
+
+  Life(std::unique_ptr<gpu::Device> on, const std::shared_ptr<const model::ModelFile>& file,
+       const memory::Params& params, const memory::MemoryStore& past = {})
+      : device(std::move(on)),
+        transformer(*device, file, 64),
+        store(past),
+        session(transformer, store, params, {0, std::size_t{1} << 24}) {}
+
+  std::vector<std::vector<float>> read(std::span<const TokenId> tokens) {
+    std::vector<std::vector<float>> rows;
+    while (!tokens.empty()) {
+      std::span<const float> logits;
+      const auto fed = static_cast<std::size_t>(session.prefill_some_with_logits(tokens, logits));
+      const std::size_t n_vocab = logits.size() / fed;
+      for (std::size_t i = 0; i < fed; ++i)
+        rows.emplace_back(logits.begin() + static_cast<std::ptrdiff_t>(i * n_vocab),
+                          logits.begin() + static_cast<std::ptrdiff_t>((i + 1) * n_vocab));
+      tokens = tokens.subspan(fed);
+    }
+    return rows;
+  }
+  std::vector<float> decode(TokenId token) {
+    const auto logits = session.decode(token);
+    return {logits.begin(), logits.end()};
+  }
+};
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = a.size() == b.size() ? 0 : INFINITY;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double difference = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("models of every family give the logits of the scalar backend, prefilled and decoded") {
+  struct Case {
+    const char* architecture;
+    gpu::DType type;
+    bool biases;
+    double prefill_tolerance;  // logits have a standard deviation of 2; 16-bit operands err by 2^-12 each, or 2^-9
+  };
+  const Case cases[] = {
+      {"llama", gpu::DType::f32, false, 1e-4},  {"qwen2", gpu::DType::q8_0, true, 2e-2},
+      {"qwen3", gpu::DType::q4_1, false, 2e-2}, {"llama", gpu::DType::bf16, true, 1e-1},
+      {"llama", gpu::DType::f16, false, 2e-2},
+  };
+  const memory::Params params = small_memory(memory::SelectorKind::two_stage);
+  for (const Case& c : cases) {
+    CAPTURE(c.architecture);
+    CAPTURE(static_cast<int>(c.type));
+    test::TinyModelSpec spec;
+    spec.architecture = c.architecture;
+    spec.type = c.type;
+    spec.has_biases = c.biases;
+    const auto file = tiny(spec);
+    Life host(gpu::make_host_device(kScalar), file, params), cuda(test::test_device({}), file, params);
+    // While every unit is attended a rounding cannot change what is seen: 4 + 2 * 8 + 16 tokens.
+    const auto tokens = prompt(40);
+    const auto wanted = host.read(std::span(tokens).first(30)), got = cuda.read(std::span(tokens).first(30));
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      CAPTURE(i);
+      REQUIRE(largest_difference(got[i], wanted[i]) <= c.prefill_tolerance);
+    }
+    for (std::size_t i = 30; i < 36; ++i) {
+      CAPTURE(i);
+      REQUIRE(largest_difference(cuda.decode(tokens[i]), host.decode(tokens[i])) <= c.prefill_tolerance);
+    }
+  }
+}
+
+TEST_CASE("two lives of the same stream have the same bits, whatever is resident") {
+  const auto file = tiny({});
+  for (const memory::SelectorKind selector : {memory::SelectorKind::two_stage, memory::SelectorKind::representatives}) {
+    memory::Params few = small_memory(selector), all = few;
+    all.cached_blocks = memory::kAllUnits;
+    Life a(test::test_device({}), file, few), b(test::test_device({}), file, all);
+    const auto tokens = prompt(110);
+    const auto of_a = a.read(std::span(tokens).first(100)), of_b = b.read(std::span(tokens).first(100));
+    for (std::size_t i = 0; i < of_a.size(); ++i) REQUIRE(same_bits(of_a[i], of_b[i]));
+    for (std::size_t i = 100; i < tokens.size(); ++i) REQUIRE(same_bits(a.decode(tokens[i]), b.decode(tokens[i])));
+  }
+}
+
+TEST_CASE("a life that began on the CPU goes on on the GPU, and back") {
+  const auto file = tiny({});
+  memory::Params params = small_memory(memory::SelectorKind::two_stage);
+  params.topk = memory::kAllUnits;  // what is seen does not hang on a rounding
+  params.cached_blocks = memory::kAllUnits;
+  const auto tokens = prompt(90);
+  Life whole(gpu::make_host_device(kScalar), file, params);
+  whole.read(std::span(tokens).first(60));
+
+  Life first(gpu::make_host_device(kScalar), file, params);
+  first.read(std::span(tokens).first(60));
+  Life second(test::test_device({}), file, params, first.store);
+  second.session.memory().restore(first.session.memory().checkpoint());
+  for (std::size_t i = 60; i < 75; ++i) {
+    CAPTURE(i);
+    REQUIRE(largest_difference(second.decode(tokens[i]), whole.decode(tokens[i])) <= 1e-3);
+  }
+  Life third(gpu::make_host_device(kScalar), file, params, second.store);
+  third.session.memory().restore(second.session.memory().checkpoint());
+  for (std::size_t i = 75; i < tokens.size(); ++i) {
+    CAPTURE(i);
+    REQUIRE(largest_difference(third.decode(tokens[i]), whole.decode(tokens[i])) <= 1e-3);
+  }
+}
