@@ -242,7 +242,8 @@ __device__ void prepare_queries(const AttentionProblem& p, const QueryKey& key, 
   for (int r = team_warp<kWarps>(); r < kTileRows; r += kWarps) {
     float x[kPerLane];
     float largest = 0.0f;
-    const float* from = p.queries[key.kind] + row_index(p, rows.kv_head, rows.first + r) * d;
+    // Chosen, not indexed: an index would put the parameters into local memory.
+    const float* from = (key.kind == 0 ? p.queries[0] : p.queries[1]) + row_index(p, rows.kv_head, rows.first + r) * d;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int j = lane_id() + 32 * i;
