@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "gpu/device.hpp"
@@ -75,6 +76,12 @@ class StoredKv {
     span.mask = mask;
     return span;
   }
+
+  // The arrays that span() points into.
+  std::span<const std::byte> keys() const { return k_; }
+  std::span<const std::byte> values() const { return v_; }
+  std::span<const std::byte> key_scales() const { return std::as_bytes(std::span(k_scales_)); }
+  std::span<const std::byte> value_scales() const { return std::as_bytes(std::span(v_scales_)); }
 
   void set_value(int g, std::int64_t t, int j, float x) { store(v_, g, t, j, x); }
   void set_key(int g, std::int64_t t, int j, float x) { store(k_, g, t, j, x); }
