@@ -25,8 +25,9 @@ bool is_aligned(const KvSpan& span) {
 
 AttentionOps::AttentionOps(const Resources& resources, const AttentionOptions& options)
     : resources_(resources), options_(options) {
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "asking for shared memory");
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for shared memory");
   max_shared_ = static_cast<std::size_t>(bytes);
 }
 

@@ -190,6 +190,11 @@ cudaError_t cudaSetDevice(int device) {
   MNEME_SHIM_ENTER();
   return device >= 0 && device < state.device_count ? cudaSuccess : fail(cudaErrorInvalidDevice);
 }
+cudaError_t cudaGetDevice(int* device) {
+  MNEME_SHIM_ENTER();
+  *device = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaSetDeviceFlags(unsigned) {
   return cudaSuccess;
 }
