@@ -149,6 +149,14 @@ cudaError_t launch_grid(const cudaLaunchConfig_t& config, std::function<void()> 
   return cudaSuccess;
 }
 
+cudaError_t issue_library_call(cudaStream_t stream, std::function<void()> work) {
+  const Lock lock(state.mutex);
+  if (const auto error = enter(); error != cudaSuccess) return error;
+  ++state.counts.launches;
+  issue(stream, std::move(work));
+  return cudaSuccess;
+}
+
 }  // namespace cuda_shim
 
 using namespace cuda_shim;

@@ -24,6 +24,8 @@ Counts counts();
 int set_device_count(int count);  // returns the old one; default 1
 
 // ---- for the stand-in's own files
+// Puts what a library does on a stream, as a launch. Fails like a runtime call.
+cudaError_t issue_library_call(cudaStream_t stream, std::function<void()> work);
 void run_grid(const dim3& grid, const dim3& threads, std::size_t shared_bytes, const std::function<void()>& kernel);
 
 }  // namespace cuda_shim

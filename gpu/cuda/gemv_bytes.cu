@@ -1,0 +1,10 @@
+// The products of gemv.cuh for some of the types (separate files compile side by side).
+#include "gpu/cuda/gemv.cuh"
+
+namespace mneme::gpu::cuda {
+
+MNEME_GEMV_TYPE(q8_0)
+MNEME_GEMV_TYPE(q4_0)
+MNEME_GEMV_TYPE(q4_1)
+
+}  // namespace mneme::gpu::cuda
