@@ -4,7 +4,6 @@
 #include <array>
 #include <mneme/base/check.hpp>
 #include <mneme/error.hpp>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>

@@ -90,13 +90,20 @@ TEST_CASE("products on CUDA of rows longer than shared memory holds agree with d
 
 TEST_CASE("the number of rows a warp takes, and the grid, change no bit on CUDA") {
   std::mt19937 random(kSeed);
+  // On one multiprocessor a block passes through its rows in several rounds, four rows per warp.
   LinearRig small(Phase::decode, 1), large(Phase::decode, 132);
   for (const DTypeTraits& type : kDTypeTraits) {
     CAPTURE(type.name);
-    const std::size_t n_in = std::max<std::size_t>(base_of(type.type), 288) / base_of(type.type) * base_of(type.type);
-    const RandomMatrix matrix(random, type.type, n_in, 150);
-    const auto x = random_values(random, n_in), norm = random_values(random, n_in);
-    CHECK(same_bits(small.multiply(matrix, x, 1, {}, norm), large.multiply(matrix, x, 1, {}, norm)));
+    const std::size_t base = base_of(type.type), short_row = std::max<std::size_t>(base, 288) / base * base;
+    for (const std::size_t n_in : {short_row, 8192 + base}) {
+      const RandomMatrix matrix(random, type.type, n_in, 70);
+      const auto norm = random_values(random, n_in);
+      for (const std::size_t n_tokens : {1, 8}) {
+        const auto x = random_values(random, n_tokens * n_in);
+        const int n = static_cast<int>(n_tokens);
+        CHECK(same_bits(small.multiply(matrix, x, n, {}, norm), large.multiply(matrix, x, n, {}, norm)));
+      }
+    }
   }
 }
 
