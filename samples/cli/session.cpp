@@ -46,7 +46,7 @@ void AgentFlags::declare(CLI::App& command) {
       ->capture_default_str()
       ->check(CLI::IsMember({"token", "unit", "turn"}));
   command.add_flag("--power-loss-safe", power_loss_safe, "accepted events survive power loss too");
-  command.add_option("--device", device, "auto or cpu")->capture_default_str();
+  command.add_option("--device", device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--threads", threads, "of the kernels; 0: one per core")
       ->capture_default_str()
       ->check(CLI::Range(0, 256));

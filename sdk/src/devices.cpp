@@ -7,11 +7,32 @@
 #include <string_view>
 
 #include "gpu/host/host_device.hpp"
+#ifdef MNEME_HAS_CUDA
+#include "gpu/cuda/cuda_device.hpp"
+#endif
 
 namespace mneme {
 inline namespace v1 {
 namespace detail {
 namespace {
+
+#ifdef MNEME_HAS_CUDA
+int n_cuda_devices() {
+  return gpu::cuda_device_count();
+}
+std::unique_ptr<gpu::Device> make_cuda(int ordinal) {
+  return gpu::make_cuda_device({ordinal});
+}
+constexpr std::string_view kNoCuda = "this machine has no usable CUDA device";
+#else
+int n_cuda_devices() {
+  return 0;
+}
+std::unique_ptr<gpu::Device> make_cuda(int /*ordinal*/) {
+  return nullptr;
+}
+constexpr std::string_view kNoCuda = "this build has no CUDA backend";
+#endif
 
 constexpr int kNotCuda = -1;
 
@@ -38,11 +59,19 @@ std::unique_ptr<gpu::Device> make_host(int n_threads) {
 }  // namespace
 
 std::unique_ptr<gpu::Device> make_device(const std::string& name, int n_threads) {
-  if (name == "cpu" || name == "auto") return make_host(n_threads);
+  const int n_cuda = name == "cpu" ? 0 : n_cuda_devices();
+  if (name == "cpu" || (name == "auto" && n_cuda == 0)) return make_host(n_threads);
+  if (name == "auto") return make_cuda(0);
+  const int ordinal = cuda_ordinal(name);
   const std::string wrong = "option device is " + excerpt(name);
-  if (cuda_ordinal(name) == kNotCuda)
+  if (ordinal == kNotCuda)
     throw Error(errc::invalid_argument, wrong + "; allowed: \"auto\", \"cpu\", \"cuda:N\" (N from 0)");
-  throw Error(errc::invalid_argument, wrong + ", but this build has no CUDA backend");
+  if (n_cuda == 0) throw Error(errc::invalid_argument, wrong + ", but " + std::string(kNoCuda));
+  if (ordinal >= n_cuda) {
+    throw Error(errc::invalid_argument,
+                wrong + ", but this machine has " + std::to_string(n_cuda) + " CUDA device" + (n_cuda == 1 ? "" : "s"));
+  }
+  return make_cuda(ordinal);
 }
 
 }  // namespace detail

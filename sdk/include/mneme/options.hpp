@@ -50,8 +50,10 @@ class StoreOptions {
 };
 
 class RuntimeOptions {
-  MNEME_OPTION(std::string, device, "auto")  // "cpu" or "auto"; "cuda:N" is refused: no build has that backend yet
-  MNEME_OPTION(int, threads, 0)              // of the CPU backend; 0: one per core
+  // "cpu"; "cuda:N", the N-th CUDA device; "auto", the first CUDA device if the build and the machine have one, else
+  // the CPU.
+  MNEME_OPTION(std::string, device, "auto")
+  MNEME_OPTION(int, threads, 0)  // of the CPU backend; 0: one per core
   // Hard bounds per agent: unit slots on the device (0: as the memory parameters ask), host cache of units and index.
   MNEME_OPTION(std::size_t, device_bytes, 0)
   MNEME_OPTION(std::size_t, host_bytes, std::size_t{256} << 20U)
