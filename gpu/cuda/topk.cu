@@ -9,6 +9,7 @@
 
 #include "gpu/cuda/intrinsics.cuh"
 #include "gpu/cuda/launch.hpp"
+#include "gpu/cuda/score_order.cuh"
 #include "gpu/cuda/select_kernels.hpp"
 
 namespace mneme::gpu::cuda {
@@ -19,13 +20,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kBins = 2048;
 constexpr int kBlockScores = 16384;     // of the first stage
 constexpr int kOneBlockScores = 65536;  // up to here one block does it all
-
-// Bits in the order of the scores.
-__device__ __forceinline__ unsigned order_of(float score) {
-  if (score != score) score = -INFINITY;
-  const unsigned bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 // Sum over the threads up to and including this one. Every thread of the block calls; totals: shared [kWarps].
 __device__ int scan(int value, int* totals) {
