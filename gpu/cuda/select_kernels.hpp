@@ -84,7 +84,7 @@ cudaError_t launch_relevance(const float* mean, int n, KvType type, const Segmen
 
 // Room that launch_top_k wants for candidates (0: none).
 std::int64_t top_k_candidates(int n, int k);
-// ids [k]: the k best of scores [n], ascending. 0 < k < n.
+// ids [k]: the k best of scores [n], ascending. 0 < k < n <= 2^30.
 cudaError_t launch_top_k(const float* scores, int n, int k, float* candidate_scores, std::int32_t* candidate_ids,
                          std::int32_t* ids, cudaStream_t stream);
 

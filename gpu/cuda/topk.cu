@@ -9,6 +9,7 @@
 
 #include "gpu/cuda/intrinsics.cuh"
 #include "gpu/cuda/launch.hpp"
+#include "gpu/cuda/score_order.cuh"
 #include "gpu/cuda/select_kernels.hpp"
 
 namespace mneme::gpu::cuda {
@@ -17,15 +18,9 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBins = 2048;
+constexpr int kPerThread = 8;           // neighbouring scores that a thread puts in their places
 constexpr int kBlockScores = 16384;     // of the first stage
 constexpr int kOneBlockScores = 65536;  // up to here one block does it all
-
-// Bits in the order of the scores.
-__device__ __forceinline__ unsigned order_of(float score) {
-  if (score != score) score = -INFINITY;
-  const unsigned bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 // Sum over the threads up to and including this one. Every thread of the block calls; totals: shared [kWarps].
 __device__ int scan(int value, int* totals) {
@@ -97,27 +92,34 @@ __global__ void __launch_bounds__(kThreads)
     rank = digit.rank;
     known += bits;
   }
+  __shared__ int chunk;
   int written = 0, equal_before = 0;
-  for (int base = 0; base < here; base += kThreads) {
-    const int i = base + static_cast<int>(threadIdx.x);
-    const unsigned order = i < here ? order_of(scores[i]) : 0;
-    const bool above = i < here && order > limit, equal = i < here && order == limit;
-    // Two counts in one scan: both are at most 1024.
-    const int counts = scan((above ? 1 << 16 : 0) + (equal ? 1 : 0), totals);
-    const int equal_upto = counts & 0xFFFF, above_upto = counts >> 16;
-    if (above || (equal && equal_before + equal_upto <= rank)) {
-      const int taken = above_upto + min(equal_upto, max(rank - equal_before, 0));
-      const std::int64_t at = to + written + taken - 1;
+  for (int base = 0; base < here; base += kThreads * kPerThread) {
+    const int mine = base + static_cast<int>(threadIdx.x) * kPerThread;
+    unsigned orders[kPerThread];
+    int own = 0;  // two counts in one scan, both at most 8192: above the limit << 16 | equal to it
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) {
+      orders[e] = mine + e < here ? order_of(scores[mine + e]) : 0;
+      if (mine + e < here) own += orders[e] > limit ? 1 << 16 : orders[e] == limit ? 1 : 0;
+    }
+    const int upto = scan(own, totals), before = upto - own;
+    // Where this thread's first one goes, and how many that equal the limit are before it.
+    int equal = equal_before + (before & 0xFFFF);
+    std::int64_t at = to + written + (before >> 16) + min(before & 0xFFFF, max(rank - equal_before, 0));
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) {
+      const int i = mine + e;
+      if (i >= here || orders[e] < limit) continue;
+      if (orders[e] == limit && equal++ >= rank) continue;
       ids_out[at] = ids_in != nullptr ? ids_in[first + i] : static_cast<std::int32_t>(first) + i;
       if (scores_out != nullptr) scores_out[at] = scores[i];
+      ++at;
     }
-    // The last thread knows how many there are.
-    __shared__ int chunk;
-    if (threadIdx.x == kThreads - 1) chunk = counts;
+    if (threadIdx.x == kThreads - 1) chunk = upto;  // the last thread knows how many there are
     __syncthreads();
-    const int all_above = chunk >> 16, all_equal = chunk & 0xFFFF;
-    written += all_above + min(all_equal, max(rank - equal_before, 0));
-    equal_before += all_equal;
+    written += (chunk >> 16) + min(chunk & 0xFFFF, max(rank - equal_before, 0));
+    equal_before += chunk & 0xFFFF;
   }
 }
 
@@ -137,7 +139,7 @@ std::int64_t top_k_candidates(int n, int k) {
 
 cudaError_t launch_top_k(const float* scores, int n, int k, float* candidate_scores, std::int32_t* candidate_ids,
                          std::int32_t* ids, cudaStream_t stream) {
-  if (k <= 0 || k >= n) return cudaErrorInvalidValue;
+  if (k <= 0 || k >= n || n > 1 << 30) return cudaErrorInvalidValue;
   if (!takes_two_stages(n, k)) {
     return launch(best_kernel, 1, kThreads, 0, stream, scores, nullptr, n, n, k, ids, nullptr);
   }

@@ -305,6 +305,12 @@ inline float __fadd_rn(float a, float b) {
 inline float __fdiv_rn(float a, float b) {
   return a / b;
 }
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __dadd_rn(double a, double b) {
+  return a + b;
+}
 inline float __fsqrt_rn(float a) {
   return std::sqrt(a);
 }
@@ -363,5 +369,6 @@ using std::fmaxf;
 using std::fminf;
 using std::isfinite;
 using std::isnan;
+using std::ldexp;
 using std::max;
 using std::min;
