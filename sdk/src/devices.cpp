@@ -59,13 +59,12 @@ std::unique_ptr<gpu::Device> make_host(int n_threads) {
 }  // namespace
 
 std::unique_ptr<gpu::Device> make_device(const std::string& name, int n_threads) {
-  const int n_cuda = name == "cpu" ? 0 : n_cuda_devices();
-  if (name == "cpu" || (name == "auto" && n_cuda == 0)) return make_host(n_threads);
-  if (name == "auto") return make_cuda(0);
+  if (name == "cpu" || name == "auto") return make_host(n_threads);
   const int ordinal = cuda_ordinal(name);
   const std::string wrong = "option device is " + excerpt(name);
   if (ordinal == kNotCuda)
     throw Error(errc::invalid_argument, wrong + "; allowed: \"auto\", \"cpu\", \"cuda:N\" (N from 0)");
+  const int n_cuda = n_cuda_devices();
   if (n_cuda == 0) throw Error(errc::invalid_argument, wrong + ", but " + std::string(kNoCuda));
   if (ordinal >= n_cuda) {
     throw Error(errc::invalid_argument,

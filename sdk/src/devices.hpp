@@ -10,9 +10,9 @@ namespace mneme {
 inline namespace v1 {
 namespace detail {
 
-// name: "cpu"; "cuda:N", the N-th CUDA device; "auto", the first CUDA device if this build has the backend and the
-// machine a device, else the CPU. n_threads: of the CPU backend, 0: one per core. Throws invalid_argument naming the
-// option, its value and what is allowed here; engine_faulted or out_of_memory if the device cannot be set up.
+// name: "cpu"; "cuda:N", the N-th CUDA device; "auto", the CPU until the CUDA backend has been run on cards. n_threads:
+// of the CPU backend, 0: one per core. Throws invalid_argument naming the option, its value and what is allowed here;
+// engine_faulted or out_of_memory if the device cannot be set up.
 std::unique_ptr<gpu::Device> make_device(const std::string& name, int n_threads);
 
 }  // namespace detail

@@ -50,8 +50,8 @@ class StoreOptions {
 };
 
 class RuntimeOptions {
-  // "cpu"; "cuda:N", the N-th CUDA device; "auto", the first CUDA device if the build and the machine have one, else
-  // the CPU.
+  // "cpu"; "cuda:N", the N-th CUDA device (the build must have the backend); "auto": the CPU, until the CUDA backend
+  // has been run on cards.
   MNEME_OPTION(std::string, device, "auto")
   MNEME_OPTION(int, threads, 0)  // of the CPU backend; 0: one per core
   // Hard bounds per agent: unit slots on the device (0: as the memory parameters ask), host cache of units and index.
