@@ -4,6 +4,8 @@
 #include <mneme/error.hpp>
 #include <string>
 
+#include "gpu/cuda/cublaslt.hpp"
+
 namespace mneme::gpu::cuda {
 namespace {
 
@@ -13,13 +15,13 @@ cudaDataType_t data_type(DType type) {
   return type == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
-// A cuBLASLt description, destroyed with its handle.
-template <class T, cublasStatus_t (*kDestroy)(T)>
+// A cuBLASLt description, destroyed with its handle. kDestroy: the member of CublasLt that does it.
+template <class T, auto kDestroy>
 class Description {
  public:
   Description() = default;
   ~Description() {
-    if (value_ != nullptr) kDestroy(value_);
+    if (value_ != nullptr) (cublas_lt().*kDestroy)(value_);
   }
   Description(const Description&) = delete;
   Description& operator=(const Description&) = delete;
@@ -30,19 +32,19 @@ class Description {
   T value_ = nullptr;
 };
 
-using Operation = Description<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
-using Layout = Description<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Preference = Description<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+using Operation = Description<cublasLtMatmulDesc_t, &CublasLt::MatmulDescDestroy>;
+using Layout = Description<cublasLtMatrixLayout_t, &CublasLt::MatrixLayoutDestroy>;
+using Preference = Description<cublasLtMatmulPreference_t, &CublasLt::MatmulPreferenceDestroy>;
 
 void create_layout(Layout& layout, cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
-  check(cublasLtMatrixLayoutCreate(layout.put(), type, static_cast<std::uint64_t>(rows),
-                                   static_cast<std::uint64_t>(columns), stride),
+  check(cublas_lt().MatrixLayoutCreate(layout.put(), type, static_cast<std::uint64_t>(rows),
+                                       static_cast<std::uint64_t>(columns), stride),
         "describing a matrix");
 }
 
 void set_columns(const Layout& layout, std::int64_t columns) {
   const auto value = static_cast<std::uint64_t>(columns);
-  check(cublasLtMatrixLayoutSetAttribute(layout.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &value, sizeof value),
+  check(cublas_lt().MatrixLayoutSetAttribute(layout.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &value, sizeof value),
         "describing a matrix");
 }
 
@@ -51,11 +53,11 @@ bool keeps_order(const cublasLtMatmulAlgo_t& algorithm) {
   std::int32_t split = 0;
   std::uint32_t scheme = 0;
   std::size_t written = 0;
-  check(
-      cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, &written),
-      "reading an algorithm");
-  check(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme,
-                                             &written),
+  check(cublas_lt().MatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split,
+                                                 &written),
+        "reading an algorithm");
+  check(cublas_lt().MatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme,
+                                                 sizeof scheme, &written),
         "reading an algorithm");
   return split <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
@@ -64,8 +66,9 @@ bool keeps_order(const cublasLtMatmulAlgo_t& algorithm) {
 
 void check(cublasStatus_t status, std::string_view doing) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(status == CUBLAS_STATUS_ALLOC_FAILED ? errc::out_of_memory : errc::engine_faulted,
-              std::string(doing) + ": " + cublasLtGetStatusName(status) + " (" + cublasLtGetStatusString(status) + ")");
+  throw Error(
+      status == CUBLAS_STATUS_ALLOC_FAILED ? errc::out_of_memory : errc::engine_faulted,
+      std::string(doing) + ": " + cublas_lt().GetStatusName(status) + " (" + cublas_lt().GetStatusString(status) + ")");
 }
 
 // The library counts columns first: d is [n_rows x tokens], the weight enters transposed.
@@ -77,12 +80,12 @@ struct Gemm::Plan {
 };
 
 Gemm::Gemm() {
-  check(cublasLtCreate(&handle_), "starting cuBLASLt");
+  check(cublas_lt().Create(&handle_), "starting cuBLASLt");
 }
 
 Gemm::~Gemm() {
   plans_.clear();
-  cublasLtDestroy(handle_);
+  cublas_lt().Destroy(handle_);
 }
 
 Gemm::Plan& Gemm::plan(const GemmShape& shape) {
@@ -90,9 +93,9 @@ Gemm::Plan& Gemm::plan(const GemmShape& shape) {
   auto plan = std::make_unique<Plan>();
   const cudaDataType_t type = data_type(shape.type);
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  check(cublasLtMatmulDescCreate(plan->operation.put(), CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
-  check(cublasLtMatmulDescSetAttribute(plan->operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                       sizeof transposed),
+  check(cublas_lt().MatmulDescCreate(plan->operation.put(), CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
+  check(cublas_lt().MatmulDescSetAttribute(plan->operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                           sizeof transposed),
         "describing a product");
   create_layout(plan->weight, type, shape.n_k, shape.n_rows, shape.n_k);
   create_layout(plan->activations, type, shape.n_k, kReferenceTokens, shape.n_k);
@@ -101,18 +104,18 @@ Gemm::Plan& Gemm::plan(const GemmShape& shape) {
   Preference preference;
   const std::size_t workspace = kMaxWorkspace;
   const std::uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
-  check(cublasLtMatmulPreferenceCreate(preference.put()), "describing a product");
-  check(cublasLtMatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                             sizeof workspace),
+  check(cublas_lt().MatmulPreferenceCreate(preference.put()), "describing a product");
+  check(cublas_lt().MatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                 sizeof workspace),
         "describing a product");
-  check(cublasLtMatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
-                                             sizeof schemes),
+  check(cublas_lt().MatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                                                 sizeof schemes),
         "describing a product");
   constexpr int kCandidates = 64;
   cublasLtMatmulHeuristicResult_t candidates[kCandidates]{};
   int n = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation.get(), plan->weight.get(), plan->activations.get(),
-                                       plan->d.get(), plan->d.get(), preference.get(), kCandidates, candidates, &n),
+  check(cublas_lt().MatmulAlgoGetHeuristic(handle_, plan->operation.get(), plan->weight.get(), plan->activations.get(),
+                                           plan->d.get(), plan->d.get(), preference.get(), kCandidates, candidates, &n),
         "choosing an algorithm");
   for (int i = 0; i < n; ++i) {
     if (candidates[i].state != CUBLAS_STATUS_SUCCESS || !keeps_order(candidates[i].algo)) continue;
@@ -135,8 +138,8 @@ void Gemm::multiply(const GemmShape& shape, const void* weight, const void* acti
   const float one = 1.0f, zero = 0.0f;
   set_columns(p.activations, padded_tokens(n_tokens));
   set_columns(p.d, padded_tokens(n_tokens));
-  check(cublasLtMatmul(handle_, p.operation.get(), &one, weight, p.weight.get(), activations, p.activations.get(),
-                       &zero, d, p.d.get(), d, p.d.get(), &p.algorithm, workspace, p.workspace_bytes, stream),
+  check(cublas_lt().Matmul(handle_, p.operation.get(), &one, weight, p.weight.get(), activations, p.activations.get(),
+                           &zero, d, p.d.get(), d, p.d.get(), &p.algorithm, workspace, p.workspace_bytes, stream),
         "multiplying matrices");
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu/cuda/cublaslt.hpp"
 #include "gpu/cuda/gemm.hpp"
 #include "gpu/cuda/linear_kernels.hpp"
 #include "gpu/cuda/linear_layout.hpp"
@@ -386,7 +387,7 @@ void LinearOps::set_phase(Phase phase) noexcept {
 }
 
 std::string LinearOps::numerics() const {
-  return "linear/" + std::to_string(kLinearVersion) + "/cublasLt " + std::to_string(cublasLtGetVersion());
+  return "linear/" + std::to_string(kLinearVersion) + "/cublasLt " + std::to_string(cublas_lt().GetVersion());
 }
 
 std::unique_ptr<Matrix> LinearOps::load_matrix(const HostMatrix& matrix) {

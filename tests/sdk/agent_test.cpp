@@ -1,6 +1,7 @@
 // An agent through the public API: posts, turns, restarts.
 #include <algorithm>
 #include <atomic>
+#include <fstream>
 #include <mneme/base/text.hpp>
 #include <nlohmann/json.hpp>
 
@@ -238,6 +239,17 @@ TEST_CASE("out-of-range options are refused by name") {
     CAPTURE(name);
     CHECK(code_of([&] { Rig other(RuntimeOptions().device(name)); }) == errc::invalid_argument);
   }
+}
+
+TEST_CASE("a program that computes on the CPU does not load the CUDA backend's libraries") {
+  Rig rig;
+  Agent agent = rig.open(Store::open(":memory:"));
+  post(agent, Event::user("Tell me something"));
+  read_all(agent.generate(GenerateOptions().max_tokens(2)));
+  std::ifstream maps("/proc/self/maps");
+  int n_lines = 0;
+  for (std::string line; std::getline(maps, line); ++n_lines) CHECK(line.find("libcublas") == std::string::npos);
+  CHECK(n_lines > 0);
 }
 
 TEST_CASE("the same seed gives the same sampled answer, another seed another one") {

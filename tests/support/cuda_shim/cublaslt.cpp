@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu/cuda/cublaslt.hpp"
 #include "gpu/quant_blocks.hpp"
 #include "tests/support/cuda_shim/shim.hpp"
 
@@ -219,3 +220,28 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
   });
   return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
+
+namespace mneme::gpu::cuda {
+
+const CublasLt& cublas_lt() {
+  static const CublasLt library{cublasLtGetVersion,
+                                cublasLtGetStatusName,
+                                cublasLtGetStatusString,
+                                cublasLtCreate,
+                                cublasLtDestroy,
+                                cublasLtMatmulDescCreate,
+                                cublasLtMatmulDescDestroy,
+                                cublasLtMatmulDescSetAttribute,
+                                cublasLtMatrixLayoutCreate,
+                                cublasLtMatrixLayoutDestroy,
+                                cublasLtMatrixLayoutSetAttribute,
+                                cublasLtMatmulPreferenceCreate,
+                                cublasLtMatmulPreferenceDestroy,
+                                cublasLtMatmulPreferenceSetAttribute,
+                                cublasLtMatmulAlgoGetHeuristic,
+                                cublasLtMatmulAlgoConfigGetAttribute,
+                                cublasLtMatmul};
+  return library;
+}
+
+}  // namespace mneme::gpu::cuda
