@@ -32,8 +32,8 @@ struct DecodeModel {
   const Matrix* output = nullptr;  // [n_vocab, n_embd]
   const float* output_norm = nullptr;
   std::span<const DecodeLayer> layers;
+  float* logits = nullptr;  // [n_vocab]: where a step leaves its logits
   float rms_eps = 0;
-  int n_ff = 0;
 };
 
 // One layer's window and initial tokens, as in Device::append_kv. They keep their addresses while the plan lives.
@@ -82,12 +82,6 @@ struct DecodeStep {
   std::span<const float> cos, sin;              // [head_dim/2]: the token's rotation
 };
 
-struct DecodeOutcome {
-  int missing_layer = -1;  // -1: done. Else some unit that this layer needs was not resident: `wanted` names all it
-                           // needs; make them resident and repeat the step with first_layer = missing_layer
-  std::span<const float> logits;  // [n_vocab] in host memory, valid until the next step; empty after a miss
-};
-
 class DecodePlan {
  public:
   virtual ~DecodePlan() = default;
@@ -97,11 +91,15 @@ class DecodePlan {
   // The index entries of units [64 * segment, 64 * segment + 64): [n_layers][64][entry].
   virtual void set_index_segment(std::int64_t segment, const void* entries) = 0;
 
-  // Runs the step and waits for its end. Throws what operations of the device throw.
-  virtual DecodeOutcome step(const DecodeStep& step) = 0;
+  // Puts the step on the device and returns. What is issued to the device behind it finds its logits in
+  // DecodeModel::logits, which are undefined if the step misses a unit. Throws what operations of the device throw.
+  virtual void launch(const DecodeStep& step) = 0;
+  // Waits for the end of the step. -1: done. Else the first layer that wants a unit that is not resident: wanted(layer)
+  // names all that it wants; make them resident and launch the step again with first_layer = this layer.
+  virtual int finish() = 0;
 
-  // Of the last step: the units whose keys voted (two_stage; else the attended ones), ascending, of a layer that it
-  // reached. Valid until the next step.
+  // Of the last finished step: the units whose keys voted (two_stage; else the attended ones), ascending, of a layer
+  // that it reached. Valid until the next launch.
   virtual std::span<const std::int32_t> wanted(int layer) const = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gpu/cuda/cublaslt.hpp"
+#include "gpu/cuda/device_matrix.hpp"
 #include "gpu/cuda/gemm.hpp"
 #include "gpu/cuda/linear_kernels.hpp"
 #include "gpu/cuda/linear_layout.hpp"
@@ -25,50 +26,10 @@ constexpr std::size_t kPanelBytes = std::size_t{64} << 20;
 constexpr std::int64_t kMaxPanelRows = 8192;
 constexpr std::int64_t kPanelRowMultiple = 128;
 
-class DeviceMatrix final : public Matrix {
- public:
-  DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout)
-      : type_(matrix.type), n_in_(matrix.n_in), n_out_(matrix.n_out), layout_(layout) {
-    void* data = nullptr;
-    check(cudaMalloc(&data, std::max<std::size_t>(layout.bytes, 1)),
-          "allocating " + std::to_string(layout.bytes) + " bytes of device memory for a weight matrix");
-    data_ = static_cast<std::byte*>(data);
-  }
-  ~DeviceMatrix() override { cudaFree(data_); }
-  DeviceMatrix(const DeviceMatrix&) = delete;
-  DeviceMatrix& operator=(const DeviceMatrix&) = delete;
-
-  std::size_t n_in() const noexcept override { return n_in_; }
-  std::size_t n_out() const noexcept override { return n_out_; }
-  std::size_t bytes() const noexcept override { return layout_.bytes; }
-
-  DType type() const noexcept { return type_; }
-  std::byte* plane(std::size_t p) const noexcept { return data_ + layout_.offset[p]; }
-  const PlaneLayout& layout() const noexcept { return layout_; }
-  WeightView view() const noexcept {
-    const auto at = [&](std::size_t p) {
-      return layout_.row_bytes[p] == 0 ? nullptr : reinterpret_cast<const unsigned char*>(plane(p));
-    };
-    return {at(0), at(1), at(2), at(3)};
-  }
-
- private:
-  DType type_;
-  std::size_t n_in_, n_out_;
-  PlaneLayout layout_;
-  std::byte* data_ = nullptr;
-};
-
 void check_shape(const HostMatrix& matrix) {
   MNEME_CHECK(matrix.n_in > 0 && matrix.n_in % traits(matrix.type).block_elements == 0);
   MNEME_CHECK(matrix.rows.size() == matrix.n_out * row_bytes(matrix.type, matrix.n_in));
   MNEME_CHECK(matrix.row_order.empty() || matrix.row_order.size() == matrix.n_out);
-}
-
-const DeviceMatrix& on_device(const Matrix& matrix) {
-  const auto* result = dynamic_cast<const DeviceMatrix*>(&matrix);
-  MNEME_CHECK(result != nullptr);  // another device's matrix
-  return *result;
 }
 
 bool is_quantised(DType type) noexcept {
