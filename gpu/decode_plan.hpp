@@ -5,6 +5,7 @@
 // token. One thread uses it, the device's.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -56,9 +57,9 @@ struct DecodeMemory {
   std::int64_t longest_window = 0, longest_prefix = 0;  // tokens that a step can see in the window and before it
   std::int64_t n_local = 0;
   int block = 0;                                  // tokens per unit
-  int topk = 0;                                   // units attended where there are more
+  std::int64_t topk = 0;                          // units attended where there are more
   bool two_stage = true;                          // which selector
-  int n_candidates = 0;                           // two_stage: units whose keys vote
+  std::int64_t n_candidates = 0;                  // two_stage: units whose keys vote
   int n_vectors = 0;                              // two_stage: index vectors per unit and KV head
   MassHeads mass_heads = MassHeads::per_kv_head;  // representatives: whose vectors the index holds
   const float* flat_cos = nullptr;                // [head_dim/2]: the rotation of global queries
@@ -101,6 +102,8 @@ class DecodePlan {
   // Of the last finished step: the units whose keys voted (two_stage; else the attended ones), ascending, of a layer
   // that it reached. Valid until the next launch.
   virtual std::span<const std::int32_t> wanted(int layer) const = 0;
+
+  virtual std::size_t device_bytes() const noexcept = 0;
 };
 
 }  // namespace mneme::gpu

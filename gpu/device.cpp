@@ -1,6 +1,14 @@
 #include "gpu/device.hpp"
 
+#include "gpu/decode_plan.hpp"
+
 namespace mneme::gpu {
+
+Device::~Device() = default;
+
+std::unique_ptr<DecodePlan> Device::make_decode_plan(const DecodeModel& /*model*/, const DecodeMemory& /*memory*/) {
+  return nullptr;
+}
 
 UnitBytes unit_bytes(const HeadShape& shape, KvType type, int n_tokens) noexcept {
   const auto heads = static_cast<std::size_t>(shape.n_kv_heads);

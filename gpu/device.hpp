@@ -201,9 +201,14 @@ struct DeviceInfo {
   int pass_tokens = 512;  // a longer forward pass gains no speed here; not part of the fingerprint either
 };
 
+// gpu/decode_plan.hpp
+class DecodePlan;
+struct DecodeModel;
+struct DecodeMemory;
+
 class Device {
  public:
-  virtual ~Device() = default;
+  virtual ~Device();
   virtual DeviceInfo info() const = 0;
   // The phase of the operations that follow; at first prefill.
   virtual void set_phase(Phase phase) = 0;
@@ -288,6 +293,11 @@ class Device {
   // The k best of scores[n] (higher first; ties: lower index; NaN counts as -infinity), as ascending indices. Host
   // memory result; waits for the scores. k >= n: all indices.
   virtual std::vector<std::int32_t> top_k(const float* scores, int n, int k) = 0;
+
+  // ---- whole tokens
+  // Decoding without the host between operations; null where the device has no such thing. The device outlives the
+  // plan. Throws out_of_memory.
+  virtual std::unique_ptr<DecodePlan> make_decode_plan(const DecodeModel& model, const DecodeMemory& memory);
 
  private:
   friend class Buffer;

@@ -175,10 +175,7 @@ void Context::begin_pass(std::span<const std::int64_t> chunk_lengths) {
   s.pass.n_tokens = n_tokens;
   s.pass.layers_started = 0;
   s.pass.open = true;
-  const std::size_t bytes = static_cast<std::size_t>(n_tokens * s.angles.half_dim()) * sizeof(float);
   s.angles.fill(s.position, n_tokens, s.model.attention_factor, s.host_cos.data(), s.host_sin.data());
-  s.device.upload(s.cos.data(), s.host_cos.data(), bytes);
-  s.device.upload(s.sin.data(), s.host_sin.data(), bytes);
 }
 
 void Context::attend(int layer, const float* q, const float* k, const float* v, float* out) {
@@ -186,6 +183,11 @@ void Context::attend(int layer, const float* q, const float* k, const float* v, 
   MNEME_CHECK(s.pass.open && layer == s.pass.layers_started && layer < s.model.n_layers);
   const std::int64_t n = s.pass.n_tokens;
   const gpu::HeadShape& heads = s.model.heads;
+  if (layer == 0) {
+    const std::size_t bytes = static_cast<std::size_t>(n * s.angles.half_dim()) * sizeof(float);
+    s.device.upload(s.cos.data(), s.host_cos.data(), bytes);
+    s.device.upload(s.sin.data(), s.host_sin.data(), bytes);
+  }
   Window& window = s.windows[static_cast<std::size_t>(layer)];
   window.save_mass(s.layout.remainder_first(s.position), s.position);
   s.pass.layers_started = layer + 1;

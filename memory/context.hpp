@@ -19,6 +19,7 @@
 #include <span>
 #include <vector>
 
+#include "gpu/decode_plan.hpp"
 #include "gpu/device.hpp"
 #include "memory/params.hpp"
 #include "memory/unit_store.hpp"
@@ -95,6 +96,16 @@ class Context {
   void attend(int layer, const float* q, const float* k, const float* v, float* out);
   void end_pass();
   void abandon_pass() noexcept;
+
+  // Decoding by a plan (gpu/decode_plan.hpp): one token through all layers at once, in place of attend(). The results
+  // are the same. make: called the first time that a token could be decoded so; null: the device has no plans.
+  using MakePlan = std::function<std::unique_ptr<gpu::DecodePlan>(const gpu::DecodeMemory&)>;
+  // Whether the next token can be decoded by a plan. Not where an observer listens, keys have positions of their own
+  // (dense mode, position modes that are not flat), the cache policy is lru-s, or the index exceeds its memory.
+  bool can_decode_by_plan(const MakePlan& make);
+  // Between begin_pass, with one chunk of one token, and end_pass. The logits are where the plan leaves them. Throws
+  // what the store and the device throw.
+  void decode_by_plan(std::int32_t token);
 
   // The state at P that rows in the store do not hold. Requires: no pass is open.
   Checkpoint checkpoint() const;

@@ -51,6 +51,10 @@ struct Context::Impl {
   void grow_and_seal(const Chunk& chunk);
 
   bool dense(const Chunk& chunk) const noexcept { return chunk.end <= params.dense_limit; }
+  // decode.cpp
+  gpu::DecodeMemory decode_memory() const;
+  gpu::DecodeStep decode_step(std::int32_t token) const;
+  bool ranks(std::int64_t n_units) const noexcept { return n_units > params.topk && params.topk > 0; }
   PositionMode position_mode(const Chunk& chunk) const noexcept;
 
   // Hand rows to the store at the end of a pass that reached `end`.
@@ -80,6 +84,8 @@ struct Context::Impl {
   std::unique_ptr<Selector> selector;
   PositionedKeys positioned;
   std::function<void(const ChunkReport&)> observer;
+  bool asked_for_plan = false;
+  std::vector<gpu::DecodeWindow> decode_windows;
 
   // Device scratch, allocated once.
   gpu::Buffer q_global, q_local;   // [max_pass_tokens, n_heads, head_dim]
@@ -93,6 +99,9 @@ struct Context::Impl {
   std::vector<std::byte> host_row;
   Selection selection;
   std::vector<gpu::KvSpan> spans;
+
+  // Last: it reads the windows, slots and index segments, so it goes first.
+  std::unique_ptr<gpu::DecodePlan> plan;
 };
 
 }  // namespace mneme::memory

@@ -79,6 +79,21 @@ std::span<const gpu::IndexSegment> Index::Scan::next() {
   return run;
 }
 
+bool Index::hold(std::int64_t n_units) {
+  for (std::int64_t segment = 0; segment * kSegmentUnits < n_units; ++segment) {
+    if (!resident(segment) && !has_room()) return false;
+    require(segment);
+  }
+  return true;
+}
+
+void Index::set_listener(std::function<void(std::int64_t, const void*)> listener) {
+  listener_ = std::move(listener);
+  for (std::size_t place = 0; place < segments_.size(); ++place) {
+    if (segments_[place].data() != nullptr) listener_(static_cast<std::int64_t>(place), segments_[place].data());
+  }
+}
+
 void Index::require(std::int64_t segment) {
   const auto place = static_cast<std::size_t>(segment);
   if (resident(segment)) return;
@@ -90,6 +105,7 @@ void Index::require(std::int64_t segment) {
   segments_[place] = std::move(spare_.back());
   spare_.pop_back();
   ++n_resident_;
+  if (listener_) listener_(segment, segments_[place].data());
 }
 
 // Into the last spare buffer, which becomes the segment only when all of it is there.
@@ -119,6 +135,7 @@ void Index::make_room(std::int64_t segment) {
     if (resident(s) && (s < segment || victim < 0 || victim > segment)) victim = s;
   }
   MNEME_CHECK(victim >= 0);
+  if (listener_) listener_(victim, nullptr);
   spare_.push_back(std::move(segments_[static_cast<std::size_t>(victim)]));
   --n_resident_;
 }

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -56,6 +57,11 @@ class Index {
   };
   Scan scan(int layer, std::int64_t n_units) noexcept { return {*this, layer, n_units}; }
 
+  // Makes the entries of units [0, n_units) resident if the cap allows; false if it does not.
+  bool hold(std::int64_t n_units);
+  // Called with every segment that becomes resident (where it is) or is dropped (null); now with those that are.
+  void set_listener(std::function<void(std::int64_t segment, const void* entries)> listener);
+
   // The entries of one unit in all layers, in host memory: [n_layers][index_bytes()].
   void download(std::int64_t unit, std::byte* to);
 
@@ -84,6 +90,7 @@ class Index {
   std::vector<gpu::Buffer> segments_;   // empty: not resident
   std::vector<gpu::Buffer> spare_;      // buffers of dropped segments, to be used again
   std::vector<gpu::IndexSegment> run_;  // scratch
+  std::function<void(std::int64_t, const void*)> listener_;
 };
 
 }  // namespace mneme::memory

@@ -37,6 +37,8 @@ class Representatives final : public Selector {
       selection.unit_scores.push_back(selection.stage1[static_cast<std::size_t>(unit)]);
   }
 
+  std::int64_t n_candidates() const noexcept override { return parts_.params->topk; }
+
  private:
   SelectorParts parts_;
   FloatBuffer scores_;

@@ -215,6 +215,7 @@ void Residency::drop_from(std::int64_t unit) {
   for (Layer& layer : layers_) {
     while (!layer.cached.empty() && layer.cached.back().unit >= unit) {
       layer.free_slots.push_back(layer.cached.back().slot);
+      tell(layer, layer.cached.back().unit, nullptr);
       layer.cached.pop_back();
     }
   }
@@ -251,6 +252,31 @@ void Residency::put(Layer& layer, std::int64_t unit, std::int32_t slot) {
   const auto at = std::lower_bound(layer.cached.begin(), layer.cached.end(), unit,
                                    [](const Cached& c, std::int64_t u) { return c.unit < u; });
   layer.cached.insert(at, {unit, slot, new_score(layer)});
+  tell(layer, unit, row(layer, slot));
+}
+
+void Residency::tell(const Layer& layer, std::int64_t unit, const void* slot) {
+  if (listener_) listener_(static_cast<int>(&layer - layers_.data()), unit, slot);
+}
+
+void Residency::set_listener(std::function<void(int, std::int64_t, const void*)> listener) {
+  listener_ = std::move(listener);
+  for (const Layer& layer : layers_) {
+    for (const Cached& cached : layer.cached) tell(layer, cached.unit, row(layer, cached.slot));
+  }
+}
+
+void Residency::touch(int layer, std::span<const std::int32_t> units) {
+  Layer& state = layers_[static_cast<std::size_t>(layer)];
+  ++state.chunk;
+  counts_.device_hits += units.size();
+  if (policy_ != CachePolicy::lru) return;
+  auto at = state.cached.begin();
+  for (const std::int32_t unit : units) {
+    at = std::lower_bound(at, state.cached.end(), unit, [](const Cached& c, std::int64_t u) { return c.unit < u; });
+    MNEME_CHECK(at != state.cached.end() && at->unit == unit);
+    at->score = static_cast<double>(state.chunk);
+  }
 }
 
 double Residency::new_score(const Layer& layer) const noexcept {
@@ -273,6 +299,7 @@ void Residency::evict(Layer& layer, std::int64_t n, std::span<const std::int64_t
   for (const Cached& victim : victims) {
     std::erase_if(layer.cached, [&victim](const Cached& cached) { return cached.unit == victim.unit; });
     layer.free_slots.push_back(victim.slot);
+    tell(layer, victim.unit, nullptr);
   }
 }
 

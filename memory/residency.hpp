@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <span>
@@ -63,6 +64,10 @@ class Residency {
   // Makes the units [ascending, at most C] of a layer resident and marks them used. Throws what the store throws,
   // out_of_memory.
   void ensure(int layer, std::span<const std::int64_t> units, Window& window);
+  // Marks units used that are all resident, as ensure() does.
+  void touch(int layer, std::span<const std::int32_t> units);
+  // Called with every unit that becomes resident (where its row is) or loses its slot (null); now with those that are.
+  void set_listener(std::function<void(int layer, std::int64_t unit, const void* slot)> listener);
   // The rows of units that the layer's last ensure() named, as spans.
   gpu::KvSpan span(int layer, std::int64_t unit) const;
   // Keeps a unit that was just sealed, if C allows.
@@ -107,6 +112,7 @@ class Residency {
   void reserve_slots(Layer& layer, std::size_t n);
   void evict(Layer& layer, std::int64_t n, std::span<const std::int64_t> keep);
   void put(Layer& layer, std::int64_t unit, std::int32_t slot);
+  void tell(const Layer& layer, std::int64_t unit, const void* slot);
   void pack(Layer& layer, std::int64_t unit, Window& window);
   void load_missing(int layer, Window& window);
   std::unique_ptr<PendingRead> begin_read(int layer, std::size_t first);
@@ -128,6 +134,7 @@ class Residency {
   std::vector<std::int64_t> missing_, to_read_;  // scratch of ensure()
   std::vector<Near> near_;                       // scratch of ensure()
   std::vector<gpu::UnitUpload> uploads_;         // scratch of upload()
+  std::function<void(int, std::int64_t, const void*)> listener_;
   ResidencyCounts counts_;
 };
 

@@ -49,6 +49,9 @@ class Selector {
   // Requires: n_units > K > 0. Throws what the store throws.
   virtual void select(const ChunkQueries& queries, Window& window, Details details, Selection& selection) = 0;
 
+  // How many units of a longer list have to be resident for a choice (kAllUnits: every one).
+  virtual std::int64_t n_candidates() const noexcept = 0;
+
   // Spent reading and ranking index entries since construction: the part of a token's time that grows with the past.
   std::chrono::nanoseconds scan_time() const noexcept { return scan_time_; }
 

@@ -30,6 +30,8 @@ class TwoStage final : public Selector {
     rank(queries, details, selection);
   }
 
+  std::int64_t n_candidates() const noexcept override { return n_candidates_; }
+
  private:
   // For n > n_q the last query of each of n_q runs: floor(n * j / n_q) - 1, j = 1 .. n_q.
   void choose_voters(const ChunkQueries& queries, Selection& selection) {

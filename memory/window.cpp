@@ -127,14 +127,27 @@ float* Window::mass(std::int64_t t) const noexcept {
 void Window::save_mass(std::int64_t first, std::int64_t end) {
   saved_first_ = first;
   saved_end_ = mass_heads_ == 0 ? first : end;
+  saved_place_ = 0;
   const std::size_t values = static_cast<std::size_t>((saved_end_ - first) * mass_heads_);
   if (values > 0) device_->copy(saved_mass_.data(), mass(first), values * sizeof(float));
 }
 
 void Window::restore_mass() {
   const std::size_t values = static_cast<std::size_t>((saved_end_ - saved_first_) * mass_heads_);
-  if (values > 0) device_->copy(mass(saved_first_), saved_mass_.data(), values * sizeof(float));
+  if (values > 0)
+    device_->copy(mass(saved_first_), saved_mass_.f32() + saved_place_ * mass_heads_, values * sizeof(float));
   saved_end_ = saved_first_;
+}
+
+gpu::DecodeWindow Window::buffers() const noexcept {
+  return {raw_k_.data(),     raw_v_.data(), rotated_k_.data(), initial_k_.data(),
+          initial_v_.data(), mass_.f32(),   saved_mass_.f32()};
+}
+
+void Window::mass_was_saved(std::int64_t first, std::int64_t end) noexcept {
+  saved_first_ = first;
+  saved_end_ = mass_heads_ == 0 ? first : end;
+  saved_place_ = place(first);
 }
 
 }  // namespace mneme::memory

@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "gpu/decode_plan.hpp"
 #include "gpu/device.hpp"
 #include "memory/params.hpp"
 
@@ -61,6 +62,13 @@ class Window {
   void save_mass(std::int64_t first, std::int64_t end);
   void restore_mass();
 
+  // For a decode plan (gpu/decode_plan.hpp): the buffers, the place of token t in them, and that a step has added to r
+  // of tokens [first, end) and kept what was there before.
+  gpu::DecodeWindow buffers() const noexcept;
+  std::int64_t capacity() const noexcept { return capacity_; }
+  std::int64_t place(std::int64_t t) const noexcept { return t - base_; }
+  void mass_was_saved(std::int64_t first, std::int64_t end) noexcept;
+
  private:
   std::size_t token_bytes() const noexcept;  // of one token of one KV head
   std::byte* at(const gpu::Buffer& buffer, std::int64_t token) const noexcept;
@@ -74,6 +82,7 @@ class Window {
   gpu::Buffer initial_k_, initial_v_;      // [n_kv_heads][n_init][head_dim]
   gpu::Buffer mass_, saved_mass_;          // [capacity][mass_heads] f32
   std::int64_t saved_first_ = 0, saved_end_ = 0;
+  std::int64_t saved_place_ = 0;  // where the copy of r of saved_first_ stands
 };
 
 }  // namespace mneme::memory

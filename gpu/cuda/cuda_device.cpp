@@ -7,6 +7,7 @@
 #include <string>
 
 #include "gpu/cuda/attention_ops.hpp"
+#include "gpu/cuda/decode_graph.hpp"
 #include "gpu/cuda/kv_ops.hpp"
 #include "gpu/cuda/linear_ops.hpp"
 #include "gpu/cuda/runtime.hpp"
@@ -173,6 +174,9 @@ class CudaDevice final : public Device {
     select_.score_representatives(shape, queries, n_queries, index, heads, scores);
   }
   std::vector<std::int32_t> top_k(const float* scores, int n, int k) override { return select_.top_k(scores, n, k); }
+  std::unique_ptr<DecodePlan> make_decode_plan(const DecodeModel& model, const DecodeMemory& memory) override {
+    return std::make_unique<cuda::DecodeGraph>(resources_, [this] { synchronize(); }, model, memory);
+  }
 
  private:
   void free(void* data, std::size_t /*bytes*/) noexcept override { cudaFree(data); }

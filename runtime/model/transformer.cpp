@@ -74,6 +74,7 @@ Transformer::Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> m
   v_ = activations(kv_size);
   attended_ = activations(q_size);
   hidden_ = activations(config.n_ff);
+  logits_ = device_.allocate(f32_bytes(1, config.n_vocab));
   model_->gguf().drop_pages();  // the device has its own copy
 }
 
@@ -89,18 +90,47 @@ std::span<const float> Transformer::forward(memory::Context& context, std::span<
                                             std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
+  const bool by_plan =
+      phase == gpu::Phase::decode && n_tokens == 1 && wanted == Logits::last && can_decode_by_plan(context);
   context.begin_pass(chunks);
   try {
     device_.set_phase(phase);
-    device_.embed(*table_, tokens, x_.f32());
-    run_layers(context, n_tokens);
-    const std::span<const float> logits = compute_logits(n_tokens, wanted);
+    std::span<const float> logits;
+    if (by_plan) {
+      context.decode_by_plan(tokens.front());
+      logits = download_logits(logits_.f32(), 1);
+    } else {
+      device_.embed(*table_, tokens, x_.f32());
+      run_layers(context, n_tokens);
+      logits = compute_logits(n_tokens, wanted);
+    }
     context.end_pass();
     return logits;
   } catch (...) {
     context.abandon_pass();
     throw;
   }
+}
+
+bool Transformer::can_decode_by_plan(memory::Context& context) {
+  return context.can_decode_by_plan([this](const gpu::DecodeMemory& memory) { return make_plan(memory); });
+}
+
+std::unique_ptr<gpu::DecodePlan> Transformer::make_plan(const gpu::DecodeMemory& memory) {
+  std::vector<gpu::DecodeLayer> layers;
+  const auto linear = [](const Layer::Linear& l) { return gpu::LinearWeight{l.weight.get(), l.bias.f32()}; };
+  for (const Layer& l : layers_) {
+    layers.push_back({linear(l.q), linear(l.k), linear(l.v), linear(l.attn_output), linear(l.gate), linear(l.up),
+                      linear(l.down), l.attn_norm.f32(), l.ffn_norm.f32(), l.q_norm.f32(), l.k_norm.f32()});
+  }
+  gpu::DecodeModel model;
+  model.table = table_.get();
+  model.output = output_.get();
+  model.output_norm = output_norm_.f32();
+  model.layers = layers;
+  model.logits = logits_.f32();
+  model.rms_eps = model_->config().rms_eps;
+  return device_.make_decode_plan(model, memory);
 }
 
 // x: [n_tokens, n_embd] residual stream, updated in place by every layer.
@@ -138,14 +168,20 @@ std::span<const float> Transformer::compute_logits(std::int64_t n_tokens, Logits
   const ModelConfig& config = model_->config();
   const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
   if (n_rows == 0) return {};
-  const std::size_t count = static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(config.n_vocab);
-  if (logits_.bytes() < count * sizeof(float)) logits_ = device_.allocate(count * sizeof(float));
-  if (host_logits_.size() < count) host_logits_.resize(count);
+  if (n_rows > 1 && many_logits_.bytes() < f32_bytes(n_rows, config.n_vocab))
+    many_logits_ = device_.allocate(f32_bytes(n_rows, config.n_vocab));
+  float* logits = n_rows == 1 ? logits_.f32() : many_logits_.f32();
   const float* first_row =
       x_.f32() + static_cast<std::size_t>(n_tokens - n_rows) * static_cast<std::size_t>(config.n_embd);
-  const gpu::LinearOutput output[] = {{output_.get(), nullptr, logits_.f32()}};
+  const gpu::LinearOutput output[] = {{output_.get(), nullptr, logits}};
   device_.norm_linear(first_row, static_cast<int>(n_rows), output_norm_.f32(), config.rms_eps, output);
-  device_.download(host_logits_.data(), logits_.data(), count * sizeof(float));
+  return download_logits(logits, n_rows);
+}
+
+std::span<const float> Transformer::download_logits(const float* logits, std::int64_t n_rows) {
+  const std::size_t count = static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(model_->config().n_vocab);
+  if (host_logits_.size() < count) host_logits_.resize(count);
+  device_.download(host_logits_.data(), logits, count * sizeof(float));
   return std::span(host_logits_).first(count);
 }
 

@@ -37,7 +37,10 @@ class Transformer {
  private:
   struct Layer;
   void run_layers(memory::Context& context, std::int64_t n_tokens);
+  bool can_decode_by_plan(memory::Context& context);
+  std::unique_ptr<gpu::DecodePlan> make_plan(const gpu::DecodeMemory& memory);
   std::span<const float> compute_logits(std::int64_t n_tokens, Logits wanted);
+  std::span<const float> download_logits(const float* logits, std::int64_t n_rows);
 
   gpu::Device& device_;
   std::shared_ptr<const ModelFile> model_;
@@ -45,7 +48,9 @@ class Transformer {
   std::unique_ptr<gpu::Matrix> table_, output_;
   std::vector<Layer> layers_;
   gpu::Buffer output_norm_;
-  gpu::Buffer x_, q_, k_, v_, attended_, hidden_, logits_;
+  gpu::Buffer x_, q_, k_, v_, attended_, hidden_;
+  gpu::Buffer logits_;       // [n_vocab]; keeps its address, because decode plans write to it
+  gpu::Buffer many_logits_;  // [n][n_vocab] of a pass that wants several rows
   std::vector<float> host_logits_;
 };
 
