@@ -31,11 +31,11 @@ struct DecodeSelect {
 
   // Units and their slots (unit_bytes() layout of block tokens, keys in rows).
   const void* const* slots = nullptr;  // [max_units]; null: not resident
-  std::int64_t max_units = 0;          // state->n_units never exceeds it
+  std::int64_t max_units = 0;          // state->n_units never exceeds it; at most 2^30
   KvType unit_type = KvType::f16;
   std::int32_t block = 0;
   std::int32_t topk = 0;          // > 0 wherever a step ranks
-  std::int32_t n_candidates = 0;  // two_stage: >= topk
+  std::int32_t n_candidates = 0;  // two_stage: >= topk, at most 32,768
 
   // The window and the initial tokens (DecodeWindow).
   KvType store_type = KvType::f16;
@@ -50,7 +50,8 @@ struct DecodeSelect {
 
   // Results. Splits in attention's order: initial tokens, units ascending, prefix (raw keys, global query), window
   // (rotated keys, local query); first_pos is relative to the token, which is position 0; masks: window for the window,
-  // all for the rest. On a miss nothing but wanted, n_wanted and state->missing_layer is written.
+  // all for the rest. On a miss nothing but wanted, n_wanted and state->missing_layer is written. Requires: what the
+  // state asks for fits; with UnitChoice::all wanted holds all units.
   AttentionSplit* splits = nullptr;  // [max_splits]
   std::int32_t* n_splits = nullptr;
   std::int32_t max_splits = 0;

@@ -5,7 +5,8 @@
 #include <algorithm>
 
 #include "gpu/cuda/launch.hpp"
-#include "gpu/cuda/logit_tile.cuh"
+#include "gpu/cuda/page_tile.cuh"
+#include "gpu/cuda/relevance.cuh"
 #include "gpu/cuda/vote_stat.cuh"
 
 namespace mneme::gpu::cuda {
@@ -35,9 +36,6 @@ __device__ __forceinline__ const unsigned char* unit_at(const SegmentTable& tabl
   return static_cast<const unsigned char*>(table.data[segment]) + within * unit_bytes;
 }
 
-template <int kRows>
-using Accumulators = float[TileShape<kRows>::kRowsPerThread][TileShape<kRows>::kColumnsPerThread];
-
 // Grid (ceil(units / 64), KV heads * ceil(rows of a KV head / kRows)), block 128, shared: a tile (logit_tile.cuh), 26
 // KiB for 32 rows of 128 channels. Page p of 64 units is a tile of columns; a thread keeps the best logit of its units
 // over the pages. Sums of products in f32, ascending channels. Reads the index once per kRows rows (once per KV head
@@ -49,7 +47,6 @@ __global__ void __launch_bounds__(kTileThreads)
   const BlockRows block = block_rows<kRows>(voters, rows, static_cast<int>(blockIdx.y));
   if (block.begin >= block.n) return;
   const int stride = voter_stride(voters.head_dim), base = static_cast<int>(blockIdx.x) * kTileColumns;
-  const int n_steps = padded_channels(voters.head_dim) / kTileChannels;
   float* shared_voters = dynamic_shared<float>();
   float* columns = shared_voters + kRows * stride;
   load_voters<kRows>(voters, block, shared_voters);
@@ -60,31 +57,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const unsigned char* vector = nullptr;
   if (loaded < table.n_units)
     vector = unit_at(table, loaded, voters.n_kv_heads * head_bytes) + block.kv_head * head_bytes;
-  ColumnLoader<kType> loader{nullptr, voters.head_dim, {}};
-  loader.load(vector, 0);
-
-  Accumulators<kRows> best, sum = {};
-  for (int page = 0; page < n_vectors; ++page) {
-    for (int step = 0; step < n_steps; ++step) {
-      __syncthreads();  // the columns of the last step have been read
-      loader.store(step, columns);
-      __syncthreads();
-      const bool page_ends = step + 1 == n_steps;
-      if (page_ends && vector != nullptr) vector += page_bytes;
-      if (!page_ends || page + 1 < n_vectors) loader.load(vector, page_ends ? 0 : step + 1);
-      multiply_step<kRows>(shared_voters, stride, columns, step, sum);
-    }
-#pragma unroll
-    for (int r = 0; r < Shape::kRowsPerThread; ++r) {
-#pragma unroll
-      for (int c = 0; c < Shape::kColumnsPerThread; ++c) {
-        // A NaN wins, and stays.
-        const float x = sum[r][c];
-        if (page == 0 || x > best[r][c] || x != x) best[r][c] = x;
-        sum[r][c] = 0.0f;
-      }
-    }
-  }
+  TileValues<kRows> best;
+  best_of_pages<kType, kRows>(shared_voters, columns, vector, voters.head_dim, n_vectors, best);
 #pragma unroll
   for (int r = 0; r < Shape::kRowsPerThread; ++r) {
     const int row = Shape::first_row() + r;
@@ -93,7 +67,7 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
     for (int c = 0; c < Shape::kColumnsPerThread; ++c) {
       const int unit = base + Shape::first_column() + c * Shape::kColumnThreads;
-      if (unit < table.n_units) out[unit] = best[r][c] == best[r][c] ? best[r][c] : -INFINITY;
+      if (unit < table.n_units) out[unit] = best[r][c];
     }
   }
 }
@@ -120,23 +94,16 @@ __global__ void __launch_bounds__(kStatWarps * 32)
   if (lane == 0) stats[static_cast<std::int64_t>(blockIdx.y) * n_blocks + block] = stat;
 }
 
-constexpr int kLseThreads = 256;
+constexpr int kLseWarps = 8;
 
-// Grid (rows), block 256, 2 KiB of shared memory. Thread t combines the t-th of 256 equal runs of a row's statistics,
-// ascending; then the runs are combined pairwise, neighbours first. lse: +inf where there is no vote, so that every
-// vote of the row becomes 0.
-__global__ void __launch_bounds__(kLseThreads) lse_kernel(const VoteStat* stats, int n_blocks, float* lse) {
-  __shared__ VoteStat parts[kLseThreads];
-  const int t = static_cast<int>(threadIdx.x), run = (n_blocks + kLseThreads - 1) / kLseThreads;
-  const VoteStat* row = stats + static_cast<std::int64_t>(blockIdx.x) * n_blocks;
-  VoteStat all{-INFINITY, 0.0f};
-  for (int b = t * run; b < min((t + 1) * run, n_blocks); ++b) all = combine(all, row[b]);
-  parts[t] = all;
-  for (int distance = 1; distance < kLseThreads; distance *= 2) {
-    __syncthreads();
-    if (t % (2 * distance) == 0) parts[t] = combine(parts[t], parts[t + distance]);
-  }
-  if (t == 0) lse[blockIdx.x] = parts[0].l == 0.0f ? INFINITY : log_sum(parts[0]);
+// Grid (ceil(rows / 8)), block 256, no shared memory. A warp: a row; its statistics are combined by the tree of
+// warp_lse(), of which a lane has one run in 32.
+__global__ void __launch_bounds__(kLseWarps * 32)
+    lse_kernel(const VoteStat* stats, int n_rows, int n_blocks, float* lse) {
+  const int row = static_cast<int>(blockIdx.x) * kLseWarps + static_cast<int>(threadIdx.x / 32);
+  if (row >= n_rows) return;
+  const float sum = warp_lse(stats + static_cast<std::int64_t>(row) * n_blocks, n_blocks);
+  if (threadIdx.x % 32 == 0) lse[row] = sum;
 }
 
 constexpr int kVoteWarps = 8;
@@ -153,13 +120,9 @@ __global__ void __launch_bounds__(kVoteWarps * 32)
   float total = warp == 0 && inside && rows.first > 0 ? scores[unit] : 0.0f;
   for (int round = 0; round < rows.n; round += kVoteWarps * kVoteRows) {
     const int first = round + warp * kVoteRows;
-    float sum = 0.0f;
-    if (inside) {
-      const float* x = rows.logits + first * rows.stride + unit;
-#pragma unroll 8
-      for (int r = first; r < min(first + kVoteRows, rows.n); ++r, x += rows.stride) sum += exp2_approx(*x - lse[r]);
-    }
-    parts[warp][lane] = sum;
+    const int n = min(kVoteRows, rows.n - first);
+    parts[warp][lane] =
+        inside ? sum_votes(rows.logits + first * rows.stride + unit, rows.stride, lse + first, n) : 0.0f;
     __syncthreads();
     if (warp == 0) {
       for (int w = 0; w < kVoteWarps; ++w) total += parts[w][lane];
@@ -179,17 +142,7 @@ __global__ void __launch_bounds__(kMeanThreads)
     mean_query_kernel(const float* queries, int n_queries, int n_heads, int n_means, int head_dim, float* mean) {
   const int i = static_cast<int>(blockIdx.x) * kMeanThreads + static_cast<int>(threadIdx.x);
   if (i >= n_means * head_dim) return;
-  const int group = n_heads / n_means;
-  const std::int64_t width = static_cast<std::int64_t>(n_heads) * head_dim;
-  float all = 0.0f;
-  for (int h = 0; h < group; ++h) {
-    const float* x = queries + (static_cast<std::int64_t>(i / head_dim) * group + h) * head_dim + i % head_dim;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int q = 0; q < n_queries; ++q) sum = __fadd_rn(sum, x[q * width]);
-    all = __fadd_rn(all, __fdiv_rn(sum, static_cast<float>(n_queries)));
-  }
-  mean[i] = all;
+  mean[i] = mean_channel(queries, n_queries, n_heads, n_means, head_dim, i);
 }
 
 constexpr int kRelevanceWarps = 8;
@@ -207,24 +160,7 @@ __global__ void __launch_bounds__(kRelevanceWarps * 32)
   for (int u = 0; u < kRelevanceUnits; ++u) {
     const int unit = (static_cast<int>(blockIdx.x) * kRelevanceUnits + u) * kRelevanceWarps + warp;
     if (unit >= table.n_units) return;
-    const unsigned char* x = unit_at(table, unit, n * element);
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int i = lane * 8; i < n; i += 32 * 8) {
-      float4 low, high;
-      if (type == KvType::f32) {
-        low = load4(KvType::f32, x, i);
-        high = load4(KvType::f32, x, i + 4);
-      } else {
-        const uint4 words = load_streaming(x + i * 2);
-        low = halves4_to_floats({words.x, words.y});
-        high = halves4_to_floats({words.z, words.w});
-      }
-      const float* m = shared + i;
-      sum = fmaf(m[3], low.w, fmaf(m[2], low.z, fmaf(m[1], low.y, fmaf(m[0], low.x, sum))));
-      sum = fmaf(m[7], high.w, fmaf(m[6], high.z, fmaf(m[5], high.y, fmaf(m[4], high.x, sum))));
-    }
-    for (int bits = 16; bits > 0; bits /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(kFullWarp, sum, bits));
+    const float sum = warp_relevance(shared, n, type, unit_at(table, unit, n * element));
     if (lane == 0) scores[unit] = sum;
   }
 }
@@ -266,7 +202,9 @@ cudaError_t launch_count_votes(const LogitRows& rows, int n_units, VoteStat* sta
   const int n_blocks = static_cast<int>(blocks_of(n_units, kStatUnits));
   const dim3 grid(blocks_of(n_blocks, kStatWarps), n);
   cudaError_t error = launch(stat_kernel, grid, kStatWarps * 32, 0, stream, rows, n_units, n_blocks, stats);
-  if (error == cudaSuccess) error = launch(lse_kernel, n, kLseThreads, 0, stream, stats, n_blocks, lse);
+  if (error == cudaSuccess) {
+    error = launch(lse_kernel, blocks_of(rows.n, kLseWarps), kLseWarps * 32, 0, stream, stats, rows.n, n_blocks, lse);
+  }
   if (error != cudaSuccess) return error;
   return launch(vote_kernel, blocks_of(n_units, 32), kVoteWarps * 32, 0, stream, rows, n_units, lse, scores);
 }

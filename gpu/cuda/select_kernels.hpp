@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,6 +29,11 @@ struct Voters {
 inline bool valid(const Voters& voters) {
   return voters.n_voters > 0 && voters.n_kv_heads > 0 && voters.n_heads > 0 &&
          voters.n_heads % voters.n_kv_heads == 0 && voters.head_dim > 0 && voters.head_dim % 8 == 0;
+}
+
+inline Voters voters_of(const HeadShape& shape, const float* queries, int n_voters) {
+  const float scale = 1.44269504088896f / std::sqrt(static_cast<float>(shape.head_dim));
+  return {queries, scale, n_voters, shape.n_heads, shape.n_kv_heads, shape.head_dim};
 }
 
 // Rows [first, first + n) of the voters and where their logits go: logits[row - first][unit], rows `stride` apart.

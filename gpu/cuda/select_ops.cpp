@@ -1,7 +1,6 @@
 #include "gpu/cuda/select_ops.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <mneme/base/check.hpp>
 #include <numeric>
 #include <tuple>
@@ -13,17 +12,6 @@ namespace mneme::gpu::cuda {
 namespace {
 
 constexpr int kMostRows = 65535 / kVoteRows * kVoteRows;  // of one launch
-
-Voters voters_of(const HeadShape& shape, const float* queries, int n_voters) {
-  Voters voters;
-  voters.queries = queries;
-  voters.scale = 1.44269504088896f / std::sqrt(static_cast<float>(shape.head_dim));
-  voters.n_voters = n_voters;
-  voters.n_heads = shape.n_heads;
-  voters.n_kv_heads = shape.n_kv_heads;
-  voters.head_dim = shape.head_dim;
-  return voters;
-}
 
 int count_units(std::span<const IndexSegment> index) {
   int n = 0;
