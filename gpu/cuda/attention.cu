@@ -1,5 +1,6 @@
 // Attention over splits: the split family (a kernel per part, a kernel that merges) and the walk family.
 #include "gpu/cuda/attention_kernels.hpp"
+#include "gpu/cuda/attention_split.cuh"
 #include "gpu/cuda/attention_tile.cuh"
 #include "gpu/cuda/intrinsics.cuh"
 #include "gpu/cuda/launch.hpp"
@@ -8,64 +9,7 @@ namespace mneme::gpu::cuda {
 namespace {
 
 constexpr int kMaxGridY = 65535;
-constexpr int kSplitWarps = 4;
 constexpr int kMaxTeams = 8;
-
-// The pieces of the splits [first, end) that some row of the block sees, in order, kBuffers - 1 of them on their way.
-// All threads of the block call everything together.
-template <int kBuffers>
-class PieceStream {
- public:
-  __device__ PieceStream(const AttentionProblem& p, const Rows& rows, int first, int end, unsigned char* memory,
-                         int n_buffers)
-      : p_(p), rows_(rows), memory_(memory), n_buffers_(n_buffers), split_(first), end_(end) {
-    find();
-    for (int i = 0; i < kBuffers - 1; ++i) issue();
-  }
-
-  // The next piece; the one before is given up.
-  __device__ const unsigned char* next() {
-    copy_async_wait<kBuffers - 2>();
-    __syncthreads();  // the piece has arrived from all threads; all are done with the piece before
-    const unsigned char* piece = memory_ + taken_ * kPieceBytes;
-    taken_ = taken_ + 1 == n_buffers_ ? 0 : taken_ + 1;
-    issue();
-    return piece;
-  }
-
- private:
-  __device__ void find() {
-    for (; split_ < end_; ++split_) {
-      keys_ = visible_keys(p_, p_.splits[split_], rows_);
-      if (keys_.x < keys_.y) return;
-    }
-  }
-  // One group of copies per call, empty behind the last piece, so that groups and pieces correspond.
-  __device__ void issue() {
-    if (split_ < end_) {
-      const AttentionSplit& split = p_.splits[split_];
-      stage_piece(p_, split, rows_.kv_head, piece_, keys_, memory_ + placed_ * kPieceBytes);
-      placed_ = placed_ + 1 == n_buffers_ ? 0 : placed_ + 1;
-      if (++piece_ == 2 * n_pieces(split, p_.head_dim)) {
-        piece_ = 0;
-        ++split_;
-        find();
-      }
-    }
-    copy_async_commit();
-  }
-
-  const AttentionProblem& p_;
-  const Rows rows_;
-  unsigned char* const memory_;
-  const int n_buffers_;
-  int split_;
-  const int end_;
-  int2 keys_ = make_int2(0, 0);
-  int piece_ = 0;
-  int placed_ = 0;
-  int taken_ = 0;
-};
 
 // Merges the statistics of a row's splits span by span and writes each span's when the next one starts. Spans without
 // a split have what initialise() wrote.
@@ -96,71 +40,15 @@ class SpanStats {
   int span_ = -1;
 };
 
-__device__ __forceinline__ Rows tile_rows(const AttentionProblem& p, int kv_head, int first) {
-  return {kv_head, first, min(kTileRows, p.n_queries * p.group - first)};
-}
-
-// Index of (split, row) in AttentionParts.
-__device__ __forceinline__ std::int64_t part_index(const AttentionProblem& p, int split, int kv_head, int row) {
-  return (static_cast<std::int64_t>(split) * p.n_kv_heads + kv_head) * p.n_queries * p.group + row;
-}
-
-struct PartSink {
-  float* out;  // [n][d]: of the tile's first row
-  int d;
-  int n;
-  __device__ void add(int row, int channel, float2 sum) const {
-    if (row < n) *reinterpret_cast<float2*>(out + static_cast<std::int64_t>(row) * d + channel) = sum;
-  }
-  __device__ void add(int row, int channel, float sum) const {
-    if (row < n) out[static_cast<std::int64_t>(row) * d + channel] = sum;
-  }
-};
-
-constexpr int kSplitBuffers = 4;
-
 // grid (max_splits, KV heads, tiles of 16 rows), 128 threads: one team of 4 warps. Blocks beyond n_splits end at once.
-// Shared: min(4, pieces) * 18 KiB + Tile + queries (d = 128: 92 KiB). Reads the split's visible keys and values once,
-// writes (m, l) and head_dim f32 per row. f32 sums.
+// Shared: split_shared(). Reads the split's visible keys and values once, writes (m, l) and head_dim f32 per row. f32
+// sums.
 __global__ void __launch_bounds__(32 * kSplitWarps)
     split_kernel(AttentionProblem p, AttentionParts parts, int n_buffers) {
   const int index = static_cast<int>(blockIdx.x);
   if (index >= *p.n_splits) return;
-  const AttentionSplit& split = p.splits[index];
   const Rows rows = tile_rows(p, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z) * kTileRows);
-  const std::int64_t part = part_index(p, index, rows.kv_head, rows.first);
-  const int2 keys = visible_keys(p, split, rows);
-  const int thread = static_cast<int>(threadIdx.x);
-  if (keys.x >= keys.y) {
-    if (thread < rows.n) parts.stats[part + thread] = RowStat{-infinity(), 0.0f};
-    return;
-  }
-  auto* memory = dynamic_shared<unsigned char>();
-  Tile& tile = *reinterpret_cast<Tile*>(memory + n_buffers * kPieceBytes);
-  unsigned char* queries = memory + n_buffers * kPieceBytes + sizeof(Tile);
-  PieceStream<kSplitBuffers> pieces(p, rows, index, index + 1, memory, n_buffers);
-  find_seen<kSplitWarps>(p, split, rows, tile);
-  prepare_queries<kSplitWarps>(p, query_key(split), rows, tile, queries);
-  __syncthreads();
-  const int n = n_pieces(split, p.head_dim);
-  Logits<kSplitWarps> logits;
-  clear(logits);
-  for (int i = 0; i < n; ++i) {
-    const unsigned char* piece = pieces.next();
-    add_logits<kSplitWarps>(split.arithmetic, queries, p.head_dim, i, piece, logits);
-  }
-  store_logits<kSplitWarps>(split.arithmetic, logits, tile);
-  __syncthreads();
-  softmax<kSplitWarps>(split, rows, tile);
-  __syncthreads();
-  if (thread < rows.n) parts.stats[part + thread] = tile.stat[thread];
-  WeightHalves weights;
-  if (split.arithmetic == Arithmetic::matrix) load_weights(tile, weights);
-  const PartSink sink{parts.out + part * p.head_dim, p.head_dim, rows.n};
-  for (int i = 0; i < n; ++i) {
-    const unsigned char* piece = pieces.next();
-    add_values<kSplitWarps>(split.arithmetic, weights, tile, p.head_dim, i, keys, piece, sink);
-  }
+  attend_split(p, parts, index, rows, n_buffers, [](const Tile&) {});
 }
 
 // grid (rows, KV heads), a thread per channel: merges the row's parts in ascending order of splits, 8 of them loaded at
@@ -329,9 +217,8 @@ cudaError_t attention_by_split(const AttentionProblem& problem, const AttentionP
   if (!valid(problem) || n_tiles > kMaxGridY) return cudaErrorInvalidValue;
   const auto heads = static_cast<unsigned>(problem.n_kv_heads);
   if (problem.max_splits > 0) {
-    const int n_buffers = 2 * problem.n_pieces < kSplitBuffers ? 2 * problem.n_pieces : kSplitBuffers;
-    const auto shared = static_cast<std::size_t>(n_buffers * kPieceBytes) + sizeof(Tile) +
-                        static_cast<std::size_t>(query_bytes(problem.head_dim));
+    const int n_buffers = split_buffers(problem);
+    const std::size_t shared = split_shared(problem);
     if (shared > max_shared) return cudaErrorInvalidValue;
     const cudaError_t error =
         launch(split_kernel, dim3(static_cast<unsigned>(problem.max_splits), heads, static_cast<unsigned>(n_tiles)),

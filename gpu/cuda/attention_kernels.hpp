@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gpu/cuda/decode_state.hpp"
 #include "gpu/device.hpp"
 
 namespace mneme::gpu::cuda {
@@ -71,6 +72,7 @@ struct AttentionProblem {
   std::int32_t head_dim = 0;
   std::int32_t n_pieces = 0;  // the most pieces that the keys of a split come in (attention_pieces)
   float scale = 0;            // log2(e) / sqrt(head_dim)
+  DecodeGuard guard;          // attention_decode alone asks it
 };
 
 // The parts of the split family.
@@ -90,6 +92,22 @@ constexpr int attention_pieces(Arithmetic arithmetic, int head_dim) {
 cudaError_t attention_by_split(const AttentionProblem& problem, const AttentionParts& parts, std::size_t max_shared,
                                cudaStream_t stream);
 cudaError_t attention_by_walk(const AttentionProblem& problem, std::size_t max_shared, cudaStream_t stream);
+
+// r of the keys in the window's buffers, to which a decode step adds. Needs AttentionProblem::guard.state.
+struct DecodeMass {
+  float* mass = nullptr;     // [capacity][n_kv_heads * columns], by the token's place; null: none is kept
+  float* saved = nullptr;    // the same: what a step adds to, of the tokens of its window
+  float* logits = nullptr;   // scratch: [ceil(longest window / kSplitKeys)][n_kv_heads][group][kSplitKeys]
+  std::int32_t columns = 1;  // group: per query head; 1: per KV head
+};
+
+// One token (position 0): the split family in one kernel; the last block of a KV head merges. The bits are those of
+// attention_by_split and, with a mass, attention_key_mass: the splits of the state's n_window tokens from window_first
+// on are the last of the list. What a step adds to goes to `saved` first; the token's own key starts at 0, so a step
+// that is repeated after an abort needs `saved` back in `mass` for the layers that it repeats and nothing else.
+// tickets: [n_kv_heads], zero between launches. Requires: parts.out and problem.out 16-byte aligned; no span_stats.
+cudaError_t attention_decode(const AttentionProblem& problem, const AttentionParts& parts, const DecodeMass& mass,
+                             unsigned* tickets, std::size_t max_shared, cudaStream_t stream);
 
 // mass[n_spans] = sum over rows of the rows' probabilities of the span, from span_stats and lse; f64 sums.
 cudaError_t attention_span_mass(const AttentionProblem& problem, float* mass, cudaStream_t stream);

@@ -2,14 +2,26 @@
 #include "gpu/cuda/gemv.cuh"
 
 namespace mneme::gpu::cuda {
+namespace {
+
+bool valid_heads(const GemvArgs& args, const GemvPart& part) {
+  const HeadFinish& h = args.heads;
+  if (args.n_columns != 1 || args.epilogue != Epilogue::store || args.guard.state == nullptr) return false;
+  if (h.tickets == nullptr || h.head_dim <= 0 || h.head_dim % 8 != 0 || h.store_type == KvType::q8) return false;
+  return part.n_out == std::int64_t{part.role == HeadRole::query ? h.n_heads : h.n_kv_heads} * h.head_dim;
+}
+
+}  // namespace
 
 cudaError_t launch_gemv(DType type, GemvArgs args, int n_multiprocessors, cudaStream_t stream) {
   const bool valid = args.n_columns >= 1 && args.n_columns <= kGemvColumns && args.n_parts >= 1 &&
                      args.n_parts <= kGemvParts && args.n_in > 0 &&
                      (args.epilogue != Epilogue::glu || args.n_parts == 1);
-  if (!valid) return cudaErrorInvalidValue;
+  if (!valid || (args.guard.state != nullptr && args.n_columns != 1)) return cudaErrorInvalidValue;
   for (int p = 0; p < args.n_parts; ++p) {
-    if (args.parts[p].n_out <= 0) return cudaErrorInvalidValue;
+    const GemvPart& part = args.parts[p];
+    if (part.n_out <= 0) return cudaErrorInvalidValue;
+    if (part.role != HeadRole::none && !valid_heads(args, part)) return cudaErrorInvalidValue;
   }
   switch (type) {
     case DType::f32:

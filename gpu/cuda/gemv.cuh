@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gpu/cuda/decode_guard.cuh"
+#include "gpu/cuda/decode_heads.cuh"
 #include "gpu/cuda/launch.hpp"
 #include "gpu/cuda/linear_kernels.hpp"
 #include "gpu/cuda/numeric.cuh"
@@ -156,10 +158,14 @@ __device__ __forceinline__ void finish_unit(const GemvArgs& args, const GemvPart
 // Grid: blocks of 8 warps, warp w of block b has units 8b + w, 8(b + grid) + w, ..; the rows of a unit are consecutive
 // rows of one part (glu: kRows / 2 of the gate and the same of up). Shared: kColumns * args.chunk floats, at most 32
 // KiB. A row that fits in is normed and stored once per block, a longer one per unit. Sums in f32. Bytes: the weights
-// once, x once per block (from the second-level cache).
+// once, x once per block (from the second-level cache). A head is finished by the warp that has its last rows. One
+// column: two blocks per multiprocessor whatever the finishing of heads takes (0: as many registers as it takes).
 template <DType kType, int kColumns, int kRows>
-__global__ void __launch_bounds__(kGemvThreads) gemv_kernel(const GemvArgs args) {
+__global__ void __launch_bounds__(kGemvThreads, kColumns == 1 ? 2 : 0) gemv_kernel(const GemvArgs args) {
   using Format = WeightFormat<kType>;
+  if constexpr (kColumns == 1) {  // a decode step's
+    if (!runs(args.guard)) return;
+  }
   auto* shared = dynamic_shared<float>();
   const bool glu = args.epilogue == Epilogue::glu;
   const std::size_t n_blocks = static_cast<std::size_t>(args.n_blocks);
@@ -206,6 +212,11 @@ __global__ void __launch_bounds__(kGemvThreads) gemv_kernel(const GemvArgs args)
       }
     }
     if (active) finish_unit<kColumns, kRows>(args, part, first_row, acc);
+    if constexpr (kColumns == 1) {
+      if (active && part.role != HeadRole::none) {
+        finish_rows(args.heads, part.role, part.out, first_row, kRows, args.guard.state->offset);
+      }
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "gpu/cuda/heads.cuh"
 #include "gpu/cuda/intrinsics.cuh"
 #include "gpu/cuda/launch.hpp"
 #include "gpu/cuda/stored.cuh"
@@ -15,20 +16,6 @@ namespace mneme::gpu::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-
-struct Pairs {
-  float4 a, b;  // channels j .. j + 3 and j + head_dim / 2 ..
-};
-
-// (a*c - b*s, a*s + b*c), each product rounded.
-__device__ __forceinline__ float2 rotate1(float a, float b, float c, float s) {
-  return make_float2(__fadd_rn(__fmul_rn(a, c), -__fmul_rn(b, s)), __fadd_rn(__fmul_rn(a, s), __fmul_rn(b, c)));
-}
-__device__ __forceinline__ Pairs rotate4(Pairs x, float4 c, float4 s) {
-  const float2 r0 = rotate1(x.a.x, x.b.x, c.x, s.x), r1 = rotate1(x.a.y, x.b.y, c.y, s.y);
-  const float2 r2 = rotate1(x.a.z, x.b.z, c.z, s.z), r3 = rotate1(x.a.w, x.b.w, c.w, s.w);
-  return {make_float4(r0.x, r1.x, r2.x, r3.x), make_float4(r0.y, r1.y, r2.y, r3.y)};
-}
 
 // The thread's place in a grid of (tokens, heads * vectors of a head / kThreads).
 struct Place {
@@ -52,10 +39,9 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeArgs args) {
   const int half = args.head_dim / 2, j = p.vector * 4;
   const std::int64_t at = (p.token * args.n_heads + p.head) * args.head_dim + j;
   const std::int64_t row = p.token * args.table_step * half + j;
-  const Pairs x{load4(KvType::f32, args.x, at), load4(KvType::f32, args.x, at + half)};
-  const Pairs out = rotate4(x, load4(KvType::f32, args.cos, row), load4(KvType::f32, args.sin, row));
-  store4(KvType::f32, args.out, at, out.a);
-  store4(KvType::f32, args.out, at + half, out.b);
+  const Pairs x = load_pairs(args.x, at, half);
+  store_pairs(KvType::f32, args.out, at, half,
+              rotate4(x, load4(KvType::f32, args.cos, row), load4(KvType::f32, args.sin, row)));
 }
 
 // Grid (n_tokens, ceil(n_kv_heads * head_dim / 8 / 128)), block 128, no shared memory. Reads k and v once (f32) and
@@ -67,13 +53,9 @@ __global__ void __launch_bounds__(kThreads) append_kernel(AppendArgs args) {
   const std::int64_t from = (p.token * args.n_kv_heads + p.head) * args.head_dim + j;
   const std::int64_t to = (p.head * args.head_stride + args.offset + p.token) * args.head_dim + j;
   const std::int64_t row = p.token * half + j;
-  store4(args.type, args.raw_v, to, load4(KvType::f32, args.v, from));
-  store4(args.type, args.raw_v, to + half, load4(KvType::f32, args.v, from + half));
-  const Pairs key{store4(args.type, args.raw_k, to, load4(KvType::f32, args.k, from)),
-                  store4(args.type, args.raw_k, to + half, load4(KvType::f32, args.k, from + half))};
-  const Pairs rotated = rotate4(key, load4(KvType::f32, args.cos, row), load4(KvType::f32, args.sin, row));
-  store4(args.type, args.rotated_k, to, rotated.a);
-  store4(args.type, args.rotated_k, to + half, rotated.b);
+  store_pairs(args.type, args.raw_v, to, half, load_pairs(args.v, from, half));
+  store_key(args.type, args.raw_k, args.rotated_k, to, half, load_pairs(args.k, from, half),
+            load4(KvType::f32, args.cos, row), load4(KvType::f32, args.sin, row));
 }
 
 // The scales of one KV head's channels; null unless the keys are q8.
@@ -93,9 +75,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::uint16_t* scales = scales_of(keys, p.head);
   const Pairs key{load_key4(keys.type, keys.k, from, scales, j),
                   load_key4(keys.type, keys.k, from + half, scales, j + half)};
-  const Pairs rotated = rotate4(key, load4(KvType::f32, cos, row), load4(KvType::f32, sin, row));
-  store4(KvType::f32, out, to, rotated.a);
-  store4(KvType::f32, out, to + half, rotated.b);
+  store_pairs(KvType::f32, out, to, half, rotate4(key, load4(KvType::f32, cos, row), load4(KvType::f32, sin, row)));
 }
 
 // Grid (ceil(n_tokens * head_dim / 4 / 128), n_kv_heads, 2: keys, values), block 128, no shared memory. Copies or

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gpu/cuda/decode_heads.hpp"
+#include "gpu/cuda/decode_state.hpp"
 #include "gpu/cuda/linear_layout.hpp"
 
 namespace mneme::gpu::cuda {
@@ -21,13 +23,15 @@ constexpr int kGemvParts = 8;
 struct GemvPart {
   WeightView weight;
   const float* bias = nullptr;  // [n_out] or null
-  float* out = nullptr;         // [n_columns, n_out]
+  float* out = nullptr;         // [n_columns, n_out]; with a role 16-byte aligned and scratch
   std::int64_t n_out = 0;       // > 0
+  HeadRole role = HeadRole::none;
   std::int64_t first_unit = 0;  // filled in by the launcher
 };
 
 // y = rms_norm(x) * norm (norm null: y = x), then out = W y + bias (store), out += W y + bias (add), or, of part 0
-// only, out = silu(W y + bias) * (up y + up_bias) (glu). All matrices have the same type and n_in.
+// only, out = silu(W y + bias) * (up y + up_bias) (glu). All matrices have the same type and n_in. Parts with a role
+// (one column, store) then become heads as decode_heads.hpp says.
 struct GemvArgs {
   const float* x = nullptr;     // [n_columns, n_in]
   const float* norm = nullptr;  // [n_in] or null
@@ -39,6 +43,8 @@ struct GemvArgs {
   WeightView up;
   const float* up_bias = nullptr;
   Epilogue epilogue = Epilogue::store;
+  DecodeGuard guard;  // with a state: one column
+  HeadFinish heads;   // for parts with a role; needs guard.state
   // Filled in by the launcher.
   std::int64_t n_units = 0;
   std::int64_t n_blocks = 0;  // of a row
@@ -84,7 +90,7 @@ cudaError_t launch_finish_glu(const ProductRows& gate, const ProductRows& up, in
 
 // x[i] = row ids[i] of the table, in the bits of dequantise_row(). x: [n_ids, n_in]
 cudaError_t launch_embed(DType type, const WeightView& table, std::int64_t n_in, const std::int32_t* ids, int n_ids,
-                         float* x, cudaStream_t stream);
+                         float* x, cudaStream_t stream, const DecodeGuard& guard = {});
 // In place: x = rms_norm(x) * norm per head. x: [n_tokens * n_heads, head_dim]
 cudaError_t launch_head_norm(float* x, std::int64_t n_heads_in_all, int head_dim, const float* norm, float eps,
                              cudaStream_t stream);
