@@ -175,6 +175,7 @@ class CudaDevice final : public Device {
   }
   std::vector<std::int32_t> top_k(const float* scores, int n, int k) override { return select_.top_k(scores, n, k); }
   std::unique_ptr<DecodePlan> make_decode_plan(const DecodeModel& model, const DecodeMemory& memory) override {
+    if (!cuda::DecodeGraph::serves(memory)) return nullptr;
     return std::make_unique<cuda::DecodeGraph>(resources_, [this] { synchronize(); }, model, memory);
   }
 

@@ -9,7 +9,6 @@
 #include <string>
 #include <utility>
 
-#include "gpu/cuda/attention_kernels.hpp"
 #include "gpu/cuda/decode_heads.hpp"
 #include "gpu/cuda/decode_select.hpp"
 #include "gpu/cuda/device_matrix.hpp"
@@ -19,6 +18,7 @@ namespace {
 
 constexpr std::int64_t kFirstUnits = 64;  // room in the tables at first
 constexpr std::int64_t kSegmentUnits = 64;
+constexpr std::int64_t kMostCandidates = 32768;  // launch_decode_select() takes no more
 
 std::int64_t pieces_of(std::int64_t n, std::int64_t piece) noexcept {
   return (n + piece - 1) / piece;
@@ -33,6 +33,10 @@ std::size_t size_of(std::int64_t n) noexcept {
 }
 
 }  // namespace
+
+bool DecodeGraph::serves(const DecodeMemory& memory) noexcept {
+  return memory.topk <= kMostCandidates && (!memory.two_stage || memory.n_candidates <= kMostCandidates);
+}
 
 DecodeGraph::DecodeGraph(const Resources& resources, std::function<void()> wait, const DecodeModel& model,
                          const DecodeMemory& memory)

@@ -20,6 +20,7 @@
 #include <span>
 #include <vector>
 
+#include "gpu/cuda/attention_kernels.hpp"
 #include "gpu/cuda/decode_state.hpp"
 #include "gpu/cuda/linear_kernels.hpp"
 #include "gpu/cuda/runtime.hpp"
@@ -29,6 +30,9 @@ namespace mneme::gpu::cuda {
 
 class DecodeGraph final : public DecodePlan {
  public:
+  // Whether the kernels can select as many units as this memory wants.
+  static bool serves(const DecodeMemory& memory) noexcept;
+
   // wait: returns when the stream has done all it was given. Throws out_of_memory.
   DecodeGraph(const Resources& resources, std::function<void()> wait, const DecodeModel& model,
               const DecodeMemory& memory);

@@ -64,8 +64,9 @@ TEST_CASE("a token decoded by a plan has the bits of one decoded by operations, 
       CAPTURE(i);
       REQUIRE(same_bits(by_plan.decode(tokens[i]), by_operations.decode(tokens[i])));
     }
-    CHECK(by_plan.session.memory().stats().store_reads + by_plan.session.memory().stats().host_hits > 0 ==
-          (c.cached_blocks != memory::kAllUnits));
+    const memory::MemoryStats stats = by_plan.session.memory().stats();
+    const bool has_missed = stats.store_reads + stats.host_hits > 0;
+    CHECK(has_missed == (c.cached_blocks != memory::kAllUnits));
   }
 }
 
