@@ -19,7 +19,7 @@ constexpr int kOneBlockScores = 65536;  // up to here one block does it all
 // Grid (ceil(n / per_block)), block 1024, 8.3 KiB of shared memory. Block b has the scores [b * per_block, ..) and
 // writes its min(k, its scores) best from place b * k. Reads its scores four times, all but the first from a cache.
 //   ids_in: names of the scores, ascending; null: their indices. scores_out may be null.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     best_kernel(const float* scores, const std::int32_t* ids_in, int n, int per_block, int k, std::int32_t* ids_out,
                 float* scores_out) {
   __shared__ TopKShared shared;

@@ -110,7 +110,7 @@ __device__ void best_of_block(const float* scores, const std::int32_t* ids_in, s
     const int upto = block_scan<kThreads>(own, shared.totals), before = upto - own;
     // Where this thread's first one goes, and how many that equal the limit are before it.
     int equal = equal_before + (before & 0xFFFF);
-    std::int64_t at = written + (before >> 16) + min(before & 0xFFFF, max(rank - equal_before, 0));
+    int at = written + (before >> 16) + min(before & 0xFFFF, max(rank - equal_before, 0));
 #pragma unroll
     for (int e = 0; e < kTopKPerThread; ++e) {
       const int i = mine + e;
