@@ -47,7 +47,7 @@ memory::Params params_of(const Case& c) {
 
 }  // namespace
 
-TEST_CASE("a token decoded by a plan has the bits of one decoded by operations, from the first token on") {
+TEST_CASE("a token decoded by a plan has the bits of one decoded by operations") {
   for (const Case& c : kCases) {
     CAPTURE(c.name);
     TinyModelSpec spec;
@@ -59,8 +59,12 @@ TEST_CASE("a token decoded by a plan has the bits of one decoded by operations, 
     const memory::Params params = params_of(c);
     Life by_plan(test_device({}), file, params), by_operations(test_device({}), file, params);
     decode_by_operations(by_operations);
-    const auto tokens = prompt(90);
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const bool starts_cold = &c == kCases;  // one of them without any prefill
+    const auto tokens = prompt(starts_cold ? 54 : 70);
+    const std::size_t n_read = starts_cold ? 0 : 60;
+    by_plan.read(std::span(tokens).first(n_read));
+    by_operations.read(std::span(tokens).first(n_read));
+    for (std::size_t i = n_read; i < tokens.size(); ++i) {
       CAPTURE(i);
       REQUIRE(same_bits(by_plan.decode(tokens[i]), by_operations.decode(tokens[i])));
     }
@@ -80,7 +84,7 @@ TEST_CASE("plans and operations may take turns, agents too, and more units come 
   decode_by_operations(reference);
   memory::MemoryStore other_store;
   model::Session other(mixed.transformer, other_store, params, {0, std::size_t{1} << 24});
-  const auto tokens = prompt(330);
+  const auto tokens = prompt(316);
   const auto feed = [&](std::size_t first, std::size_t n) {
     reference.read(std::span(tokens).subspan(first, n));
     mixed.read(std::span(tokens).subspan(first, n));
@@ -93,26 +97,26 @@ TEST_CASE("plans and operations may take turns, agents too, and more units come 
     }
   };
   feed(0, 100);
-  decode(100, 12);
-  feed(112, 60);
+  decode(100, 8);
   decode_by_operations(mixed);
-  decode(172, 6);
+  decode(108, 4);
   mixed.session.memory().set_observer(nullptr);
-  decode(178, 12);
-  feed(190, 120);  // (310 - 20) / 4 units: more than 64
-  decode(310, 12);
+  decode(112, 6);
+  feed(118, 192);  // (310 - 20) / 4 units: more than 64
+  decode(310, 6);
 }
 
-TEST_CASE("a token whose units cannot be read is as if it had never been decoded") {
+TEST_CASE("a token whose units cannot be read is as if it had never been decoded, after a restart") {
   const auto file = tiny({});
   for (const Case& c : kCases) {
     if (c.cached_blocks == memory::kAllUnits) continue;
     CAPTURE(c.name);
     const memory::Params params = params_of(c);
-    Life disturbed(test_device({}), file, params), whole(test_device({}), file, params);
-    const auto tokens = prompt(130);
-    disturbed.read(std::span(tokens).first(90));
+    const auto tokens = prompt(98);
+    Life whole(test_device({}), file, params);
     whole.read(std::span(tokens).first(90));
+    Life disturbed(test_device({}), file, params, whole.store);  // nothing is resident
+    disturbed.session.memory().restore(whole.session.memory().checkpoint());
     int failures = 0;
     bool fails = false;
     disturbed.store.set_read_hook([&](std::span<const memory::RowKey>) {
