@@ -56,12 +56,11 @@ class Index {
   };
   Scan scan(int layer, std::int64_t n_units) noexcept { return {*this, layer, n_units}; }
 
-  // The entries of one unit in all layers, in host memory: [n_layers][index_bytes()].
-  void download(std::int64_t unit, std::byte* to);
-
   // Units below are in the store.
   void set_stored(std::int64_t n_units) noexcept { stored_ = n_units; }
   std::size_t bytes() const noexcept { return n_resident_ * segment_bytes(); }
+  // What it has allocated: bytes(), and buffers of dropped segments that wait for the next.
+  std::size_t allocated_bytes() const noexcept { return bytes() + spare_.size() * segment_bytes(); }
 
  private:
   std::size_t segment_bytes() const noexcept;
