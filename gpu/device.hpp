@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -155,6 +156,28 @@ struct UnitUpload {
   void* slot = nullptr;       // device memory
 };
 
+// Room for rows of one size in host memory from which a device fetches them by itself. Grows in few large pieces, which
+// are kept until the end. Used by the thread that uses the device, which it must not outlive.
+class HostRows {
+ public:
+  virtual ~HostRows() = default;  // waits until nothing here is read any more
+  // Room for one row, 64-byte aligned, shared by everyone who may still hand it to upload_units(); free again when the
+  // last of them lets go. No copy that was begun from it is then under way. Null if there is no more room.
+  virtual std::shared_ptr<std::byte> take() = 0;
+  virtual std::size_t bytes() const noexcept = 0;  // of all the room that exists so far
+};
+
+// The memory of a device that has its own.
+struct DeviceMemory {
+  std::size_t total = 0, free = 0;
+  std::size_t scratch = 0;  // what the operations keep for themselves
+};
+
+// The next piece of device memory to be downloaded, and what is done with a piece when it is in host memory; i: its
+// number.
+using NextDownload = std::function<std::span<const std::byte>(std::size_t i)>;
+using Downloaded = std::function<void(std::size_t i, std::span<const std::byte> bytes)>;
+
 // Whose attention mass is added up per key: each query head's own, or the sum over the query heads of a KV head.
 enum class MassHeads { per_query_head, per_kv_head };
 
@@ -220,11 +243,21 @@ class Device {
   virtual void copy(void* to_device, const void* from_device, std::size_t bytes) = 0;  // ranges may overlap
   virtual void fill_zero(void* device, std::size_t bytes) = 0;
   virtual void synchronize() = 0;  // waits until all issued operations are done
+  // Downloads n pieces with as few waits as possible. next(i) issues what writes piece i and says where it is; the next
+  // piece may overwrite it. downloaded(i, bytes) gets the bytes, which are valid during the call, in ascending order;
+  // it uses no operation of this device. What either throws ends the operation.
+  virtual void download_each(std::size_t n, const NextDownload& next, const Downloaded& downloaded) = 0;
+  // Room for at most max_rows rows of host memory that upload_units() fetches without a copy and without a wait. Null
+  // where ordinary memory is as good.
+  virtual std::unique_ptr<HostRows> host_rows(std::size_t row_bytes, std::size_t max_rows) = 0;
+  // None where device memory is the host's. Where there is some, callers ask for what they can foresee at once.
+  virtual std::optional<DeviceMemory> memory() const = 0;
 
   // ---- weights. `matrix.rows` must stay valid as long as the Device's use of the result (tables may read it in
   // place).
   virtual std::unique_ptr<Matrix> load_matrix(const HostMatrix& matrix) = 0;  // for products; any DType
   virtual std::unique_ptr<Matrix> load_table(const HostMatrix& matrix) = 0;   // for embed() only
+  virtual std::size_t matrix_bytes(const HostMatrix& matrix) const = 0;       // of load_matrix()'s result
 
   // ---- transformer
   // x[i] = row ids[i] of the table, dequantised to f32. ids: host memory, each in [0, n_out). x: [ids.size(), n_in]
@@ -264,7 +297,8 @@ class Device {
   // How the keys of a unit of n_tokens tokens lie in a slot so that this device reads them best: rows as stored, or
   // strips, which only multiples of kStripTokens have. Spans given to this device are in rows or as this says.
   virtual KeyLayout resident_layout(int n_tokens) const noexcept = 0;
-  // Copies rows of n_tokens tokens into slots, their keys then as resident_layout() says. No slot occurs twice.
+  // Copies rows of n_tokens tokens into slots, their keys then as resident_layout() says. No slot occurs twice. Rows
+  // of HostRows may be read after the call: HostRows sees to it that they are not reused before.
   virtual void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) = 0;
   // Rotates stored keys of a span into out (f32, [n_kv_heads][n_tokens][head_dim]); cos, sin: [n_tokens, head_dim/2].
   virtual void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,

@@ -193,9 +193,7 @@ Checkpoint Context::checkpoint() const {
     const std::int64_t n = std::min(s.format.slice_tokens(), s.position - first);
     const ImageHeader header = s.format.slice(first, n);
     bytes.resize(header.payload_bytes);
-    const std::size_t layer_bytes = bytes.size() / s.windows.size();
-    for (int layer = 0; layer < s.model.n_layers; ++layer)
-      s.download_tokens(layer, s.position, first, n, bytes.data() + static_cast<std::size_t>(layer) * layer_bytes);
+    s.download_tokens(0, s.model.n_layers, s.position, first, n, bytes.data());
     checkpoint.slices.push_back(encode_image(header, bytes));
     first += n;
   }
@@ -204,11 +202,15 @@ Checkpoint Context::checkpoint() const {
   first = s.layout.remainder_first(s.position);
   const auto n = static_cast<std::size_t>(s.position - first);
   std::vector<float> by_token(heads * n), by_head(s.windows.size() * heads * n);
-  for (std::size_t layer = 0; layer < s.windows.size() && n > 0; ++layer) {
-    s.device.download(by_token.data(), s.windows[layer].mass(first), by_token.size() * sizeof(float));
+  const auto mass_of = [&](std::size_t layer) {
+    return std::as_bytes(std::span(s.windows[layer].mass(first), heads * n));
+  };
+  const auto place = [&](std::size_t layer, std::span<const std::byte> mass) {
+    std::memcpy(by_token.data(), mass.data(), mass.size());
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t i = 0; i < n; ++i) by_head[(layer * heads + h) * n + i] = by_token[i * heads + h];
-  }
+  };
+  if (n > 0) s.device.download_each(s.windows.size(), mass_of, place);
   checkpoint.accumulators =
       encode_image(s.format.accumulators(first, static_cast<std::int64_t>(n)), std::as_bytes(std::span(by_head)));
   return checkpoint;

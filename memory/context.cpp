@@ -46,6 +46,39 @@ std::int64_t max_fresh_units(const Params& params, std::int64_t max_pass_tokens)
   return max_pass_tokens / params.block + 1;
 }
 
+// A pass's queries and angles, and a row on its way out.
+struct ScratchSizes {
+  std::size_t queries = 0;  // of q_global, as of q_local
+  std::size_t angles = 0;   // of cos, as of sin
+  std::size_t flat = 0;     // of flat_cos, as of flat_sin
+  std::size_t staging = 0;
+};
+
+ScratchSizes scratch_sizes(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens) {
+  const auto tokens = static_cast<std::size_t>(max_pass_tokens);
+  const auto half = static_cast<std::size_t>(model.heads.head_dim / 2);
+  const auto heads = static_cast<std::size_t>(model.heads.n_heads);
+  const std::int64_t longest = std::max({params.block, params.n_init, std::int64_t{1}});
+  ScratchSizes sizes;
+  sizes.queries = tokens * heads * static_cast<std::size_t>(model.heads.head_dim) * sizeof(float);
+  sizes.flat = half * sizeof(float);
+  sizes.angles = tokens * sizes.flat;
+  // A quantised row of one token is longer than the token: its scales weigh more than they save.
+  sizes.staging = std::max(gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(longest)).total(),
+                           gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total());
+  return sizes;
+}
+
+// The remainder between passes, a pass, and enough besides that decoding moves the rows once in B tokens or less.
+std::int64_t window_capacity(const Params& params, std::int64_t max_pass_tokens) {
+  return params.n_local + 2 * params.block + max_pass_tokens;
+}
+
+// The most rows that the host cache's room holds: what the cap allows and a read beside it.
+std::size_t max_host_rows(const ModelShape& model, const Params& params, const Budget& budget) {
+  return budget.host_bytes / row_image_bytes(model, params) + Residency::kRowsPerRead;
+}
+
 std::int64_t device_slots(const ModelShape& model, const Params& params, const Budget& budget) {
   if (budget.device_bytes == 0) return params.cached_blocks;
   const std::size_t per_slot = slot_bytes(model, params);
@@ -71,41 +104,42 @@ Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& m
       layout(params),
       format(model, params, identity),
       angles(model.inv_freq),
-      residency(device, store, host_cache, model, params, format, device_slots(model, params, budget)),
+      device_has_memory(device.memory().has_value()),
+      host_cache(
+          device.host_rows(row_image_bytes(model, params) - kImageHeaderBytes, max_host_rows(model, params, budget))),
+      residency(device, store, host_cache, model, params, format, device_slots(model, params, budget),
+                device_has_memory && budget.device_bytes > 0 ? SlotMemory::planned : SlotMemory::grows),
       index(device, store, host_cache, format, model.n_layers, params.index_type, budget.host_bytes,
             row_image_bytes(model, params), max_fresh_units(params, max_pass_tokens)),
       positioned(device, model.heads, angles, model.attention_factor),
       span_mass(device) {
   const SelectorParts parts{&device, model.heads, &params, &index, &residency};
   selector = params.selector == SelectorKind::two_stage ? make_two_stage(parts) : make_representatives(parts);
-  // The remainder between passes, a pass, and enough besides that decoding moves the rows once in B tokens or less.
-  const std::int64_t capacity = params.n_local + 2 * params.block + max_pass_tokens;
+  const std::int64_t capacity = window_capacity(params, max_pass_tokens);
   windows.reserve(static_cast<std::size_t>(model.n_layers));
   for (int layer = 0; layer < model.n_layers; ++layer)
     windows.emplace_back(device, model.heads, params.store_type, params.n_init, capacity, format.mass_heads());
 
-  const auto tokens = static_cast<std::size_t>(max_pass_tokens);
-  const auto half = static_cast<std::size_t>(angles.half_dim());
-  const std::size_t row =
-      static_cast<std::size_t>(model.heads.n_heads) * static_cast<std::size_t>(model.heads.head_dim);
-  q_global = device.allocate(tokens * row * sizeof(float));
-  q_local = device.allocate(tokens * row * sizeof(float));
-  cos = device.allocate(tokens * half * sizeof(float));
-  sin = device.allocate(tokens * half * sizeof(float));
-  flat_cos = device.allocate(half * sizeof(float));
-  flat_sin = device.allocate(half * sizeof(float));
-  const std::int64_t longest = std::max({params.block, params.n_init, std::int64_t{1}});
-  // A quantised row of one token is longer than the token: its scales weigh more than they save.
-  staging =
-      device.allocate(std::max(gpu::unit_bytes(model.heads, params.store_type, static_cast<int>(longest)).total(),
-                               gpu::unit_bytes(model.heads, params.unit_type, static_cast<int>(params.block)).total()));
-  host_cos.resize(tokens * half);
-  host_sin.resize(tokens * half);
+  const ScratchSizes sizes = scratch_sizes(model, params, max_pass_tokens);
+  q_global = device.allocate(sizes.queries);
+  q_local = device.allocate(sizes.queries);
+  cos = device.allocate(sizes.angles);
+  sin = device.allocate(sizes.angles);
+  flat_cos = device.allocate(sizes.flat);
+  flat_sin = device.allocate(sizes.flat);
+  staging = device.allocate(sizes.staging);
+  host_cos.resize(sizes.angles / sizeof(float));
+  host_sin.resize(sizes.angles / sizeof(float));
   // Un-rotated global keys miss the attention factor, so the global query carries it twice (2.3).
   const double factor = model.attention_factor;
   angles.fill(params.global_distance, 1, factor * factor, host_cos.data(), host_sin.data());
-  device.upload(flat_cos.data(), host_cos.data(), half * sizeof(float));
-  device.upload(flat_sin.data(), host_sin.data(), half * sizeof(float));
+  device.upload(flat_cos.data(), host_cos.data(), sizes.flat);
+  device.upload(flat_sin.data(), host_sin.data(), sizes.flat);
+}
+
+std::size_t Context::Impl::scratch_bytes() const noexcept {
+  return q_global.bytes() + q_local.bytes() + cos.bytes() + sin.bytes() + flat_cos.bytes() + flat_sin.bytes() +
+         staging.bytes();
 }
 
 Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens) {
@@ -118,9 +152,36 @@ Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_
   return budget;
 }
 
+std::vector<gpu::MemoryPart> MemoryPlan::parts() const {
+  return {{"window", window}, {"unit slots", slots}, {"scratch", scratch}, {"index", index}};
+}
+
+MemoryPlan plan_memory(const ModelShape& model, const Params& params, const Budget& budget,
+                       std::int64_t max_pass_tokens) {
+  constexpr std::array<std::byte, 16> kAnyIdentity{};
+  checked(params, model, max_pass_tokens);
+  const RowFormat format(model, params, kAnyIdentity);
+  const std::int64_t fewest =
+      fewest_slots(params) == kAllUnits ? 0 : std::min(fewest_slots(params), params.cached_blocks);
+  const std::int64_t slots = budget.device_bytes == 0 ? fewest : device_slots(model, params, budget);
+  const std::size_t host_row = row_image_bytes(model, params);
+  MemoryPlan plan;
+  plan.window = static_cast<std::size_t>(model.n_layers) *
+                Window::bytes_of(model.heads, params.store_type, params.n_init,
+                                 window_capacity(params, max_pass_tokens), format.mass_heads());
+  plan.slots = static_cast<std::size_t>(slots) * slot_bytes(model, params);
+  const ScratchSizes sizes = scratch_sizes(model, params, max_pass_tokens);
+  plan.scratch = 2 * (sizes.queries + sizes.angles + sizes.flat) + sizes.staging;
+  plan.index =
+      Index::minimum_cap(format, model.n_layers, host_row, max_fresh_units(params, max_pass_tokens)) - host_row;
+  return plan;
+}
+
 Context::Context(gpu::Device& device, UnitStore& store, const ModelShape& model, const Params& params,
-                 const Budget& budget, std::int64_t max_pass_tokens, std::span<const std::byte, 16> identity)
-    : impl_(std::make_unique<Impl>(device, store, model, params, budget, max_pass_tokens, identity)) {}
+                 const Budget& budget, std::int64_t max_pass_tokens, std::span<const std::byte, 16> identity) {
+  gpu::require_memory(device, "a memory", plan_memory(model, params, budget, max_pass_tokens).parts());
+  impl_ = std::make_unique<Impl>(device, store, model, params, budget, max_pass_tokens, identity);
+}
 
 Context::~Context() = default;
 
@@ -135,9 +196,14 @@ std::int64_t Context::position() const noexcept {
 MemoryStats Context::stats() const noexcept {
   MemoryStats stats;
   stats.units = impl_->layout.units(impl_->position);
-  stats.device_bytes = impl_->residency.device_bytes();
-  for (const Window& window : impl_->windows) stats.device_bytes += window.bytes();
-  stats.host_bytes = impl_->host_cache.bytes() + impl_->index.bytes();
+  stats.slot_bytes = impl_->residency.device_bytes();
+  for (const Window& window : impl_->windows) stats.window_bytes += window.bytes();
+  stats.device_bytes = stats.slot_bytes + stats.window_bytes;
+  stats.index_bytes = impl_->index.bytes();
+  stats.host_bytes = impl_->host_cache.bytes() + stats.index_bytes;
+  stats.scratch_bytes = impl_->scratch_bytes();
+  stats.index_device_bytes = impl_->device_has_memory ? impl_->index.allocated_bytes() : 0;
+  stats.pinned_bytes = impl_->host_cache.room_bytes();
   const ResidencyCounts& counts = impl_->residency.counts();
   stats.device_hits = counts.device_hits;
   stats.host_hits = counts.host_hits;
@@ -213,8 +279,7 @@ void Context::end_pass() {
   MNEME_CHECK(s.pass.open && s.pass.layers_started == s.model.n_layers);
   const std::int64_t end = s.position + s.pass.n_tokens;
   s.put_initial(end);
-  s.put_blocks(end);
-  s.put_index(end);
+  s.put_sealed(end);
   s.position = end;
   s.residency.set_fresh(s.layout.units(end));
   s.index.set_stored(s.layout.units(end));

@@ -21,6 +21,7 @@
 
 #include "gpu/decode_plan.hpp"
 #include "gpu/device.hpp"
+#include "gpu/memory_plan.hpp"
 #include "memory/params.hpp"
 #include "memory/unit_store.hpp"
 
@@ -36,6 +37,19 @@ struct Budget {
 // The smallest budget that a Context of these parameters accepts. device_bytes is 0 where no bound is possible
 // (cached_blocks must hold every unit).
 Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens);
+
+// Device memory of a Context.
+struct MemoryPlan {
+  std::size_t window = 0;   // initial tokens and remainder, all layers
+  std::size_t slots = 0;    // units, all layers: what device_bytes allows, else the fewest that the selector needs
+  std::size_t scratch = 0;  // queries, angles and a row of a pass
+  std::size_t index = 0;    // the fewest segments; grows with the past up to host_bytes
+  std::vector<gpu::MemoryPart> parts() const;
+};
+
+// Throws invalid_argument like a Context of these arguments.
+MemoryPlan plan_memory(const ModelShape& model, const Params& params, const Budget& budget,
+                       std::int64_t max_pass_tokens);
 
 struct SelectedUnit {
   std::int64_t unit = 0;
@@ -65,6 +79,12 @@ struct MemoryStats {
   std::int64_t units = 0;        // sealed
   std::size_t device_bytes = 0;  // slots and window
   std::size_t host_bytes = 0;    // host cache and index segments
+  // Of these, and besides.
+  std::size_t window_bytes = 0, slot_bytes = 0;  // device_bytes
+  std::size_t scratch_bytes = 0;                 // of a pass, device memory
+  std::size_t index_bytes = 0;                   // counts as host_bytes
+  std::size_t index_device_bytes = 0;  // what the index takes of a device's own memory; 0 if that is the host's
+  std::size_t pinned_bytes = 0;        // room of the host cache that is page-locked
   // Unit rows wanted by selections, by where they were found.
   std::uint64_t device_hits = 0, host_hits = 0, store_reads = 0;
   std::chrono::nanoseconds scan_time{0};  // spent reading and ranking index entries
@@ -73,7 +93,9 @@ struct MemoryStats {
 class Context {
  public:
   // max_pass_tokens: the longest forward pass. params must be valid for `model`. identity: see
-  // ImageHeader::params_hash. `device` and `store` must outlive the context. Throws out_of_memory, invalid_argument.
+  // ImageHeader::params_hash. `device` and `store` must outlive the context. A device with memory of its own is asked
+  // for the plan's parts here, the index's apart. Throws invalid_argument; out_of_memory that names the parts if they
+  // do not fit, before anything is allocated.
   Context(gpu::Device& device, UnitStore& store, const ModelShape& model, const Params& params, const Budget& budget,
           std::int64_t max_pass_tokens, std::span<const std::byte, 16> identity);
   ~Context();

@@ -58,12 +58,17 @@ struct Context::Impl {
   PositionMode position_mode(const Chunk& chunk) const noexcept;
 
   // Hand rows to the store at the end of a pass that reached `end`.
-  void put_blocks(std::int64_t end);
   void put_initial(std::int64_t end);
-  void put_index(std::int64_t end);
-  // Tokens [first, first + n) of a layer as a row of store_type ([n_kv_heads][n][head_dim], K then V) in host memory,
-  // taken from the initial tokens below i(position) and from the remainder above.
-  void download_tokens(int layer, std::int64_t position, std::int64_t first, std::int64_t n, std::byte* to);
+  void put_sealed(std::int64_t end);
+  std::span<const std::byte> pack_block(std::int64_t block, int layer);
+  void put_block(std::int64_t block, int layer, std::span<const std::byte> row);
+  void put_index_entry(std::int64_t unit, int layer, std::span<const std::byte> entry);
+  // Tokens [first, first + n) of layers [first_layer, first_layer + n_layers) as rows of store_type
+  // ([n_layers][n_kv_heads][n][head_dim], K then V) in host memory, taken from the initial tokens below i(position) and
+  // from the remainder above.
+  void download_tokens(int first_layer, int n_layers, std::int64_t position, std::int64_t first, std::int64_t n,
+                       std::byte* to);
+  std::size_t scratch_bytes() const noexcept;
 
   gpu::Device& device;
   UnitStore& store;
@@ -77,7 +82,8 @@ struct Context::Impl {
 
   std::int64_t position = 0;  // P
   Pass pass;
-  std::vector<Window> windows;  // per layer
+  std::vector<Window> windows;   // per layer
+  const bool device_has_memory;  // of its own
   HostCache host_cache;
   Residency residency;
   Index index;

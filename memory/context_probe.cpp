@@ -48,7 +48,7 @@ std::vector<float> ContextProbe::accumulators(const Context& context, int layer)
 std::vector<std::byte> ContextProbe::rows(const Context& context, int layer, std::int64_t first, std::int64_t n) {
   Context::Impl& s = *context.impl_;
   std::vector<std::byte> bytes(gpu::unit_bytes(s.model.heads, s.params.store_type, static_cast<int>(n)).total());
-  s.download_tokens(layer, s.position, first, n, bytes.data());
+  s.download_tokens(layer, 1, s.position, first, n, bytes.data());
   return bytes;
 }
 

@@ -56,13 +56,6 @@ void* Index::entry(int layer, std::int64_t unit) {
   return at(layer, unit);
 }
 
-void Index::download(std::int64_t unit, std::byte* to) {
-  require(unit / kSegmentUnits);
-  const std::size_t n = format_->index_bytes();
-  for (int layer = 0; layer < n_layers_; ++layer)
-    device_->download(to + static_cast<std::size_t>(layer) * n, at(layer, unit), n);
-}
-
 // A run ends before a segment that would have to push one of the run out.
 std::span<const gpu::IndexSegment> Index::Scan::next() {
   std::vector<gpu::IndexSegment>& run = index_->run_;

@@ -62,12 +62,11 @@ class Index {
   // Called with every segment that becomes resident (where it is) or is dropped (null); now with those that are.
   void set_listener(std::function<void(std::int64_t segment, const void* entries)> listener);
 
-  // The entries of one unit in all layers, in host memory: [n_layers][index_bytes()].
-  void download(std::int64_t unit, std::byte* to);
-
   // Units below are in the store.
   void set_stored(std::int64_t n_units) noexcept { stored_ = n_units; }
   std::size_t bytes() const noexcept { return n_resident_ * segment_bytes(); }
+  // What it has allocated: bytes(), and buffers of dropped segments that wait for the next.
+  std::size_t allocated_bytes() const noexcept { return bytes() + spare_.size() * segment_bytes(); }
 
  private:
   std::size_t segment_bytes() const noexcept;

@@ -1,6 +1,7 @@
 #include "memory/residency.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "mneme/base/check.hpp"
@@ -9,7 +10,6 @@ namespace mneme::memory {
 namespace {
 
 constexpr std::size_t kRowAlignment = 64;
-constexpr std::size_t kRowsPerRead = 32;  // two reads' rows at most are in flight beside the host cache
 
 bool contains(std::span<const std::int64_t> ascending, std::int64_t unit) {
   return std::binary_search(ascending.begin(), ascending.end(), unit);
@@ -29,25 +29,36 @@ std::uint64_t HostCache::key(std::int64_t unit, int layer) noexcept {
   return (static_cast<std::uint64_t>(unit) << 16U) ^ static_cast<std::uint64_t>(layer);
 }
 
-ImagePtr HostCache::find(std::int64_t unit, int layer) {
+RowPtr HostCache::find(std::int64_t unit, int layer) {
   const auto found = by_key_.find(key(unit, layer));
   if (found == by_key_.end()) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
-  return found->second->image;
+  return found->second->row;
 }
 
-void HostCache::insert(std::int64_t unit, int layer, ImagePtr image) {
+RowPtr HostCache::insert(std::int64_t unit, int layer, const ImagePtr& image) {
   const auto found = by_key_.find(key(unit, layer));
   if (found != by_key_.end()) erase(found->second);
-  if (image->size() > limit_) return;
+  if (image->size() > limit_) return {image, payload(*image).data()};
   shrink(limit_ - image->size());
+  RowPtr row = place(image);
   bytes_ += image->size();
-  entries_.push_front({unit, layer, std::move(image)});
+  entries_.push_front({unit, layer, row, image->size()});
   by_key_[key(unit, layer)] = entries_.begin();
+  return row;
+}
+
+// Copied into the device's room, or where it came.
+RowPtr HostCache::place(const ImagePtr& image) {
+  const auto bytes = payload(*image);
+  std::shared_ptr<std::byte> room = rooms_ == nullptr ? nullptr : rooms_->take();
+  if (room == nullptr) return {image, bytes.data()};
+  std::memcpy(room.get(), bytes.data(), bytes.size());
+  return room;
 }
 
 void HostCache::erase(std::list<Entry>::iterator entry) {
-  bytes_ -= entry->image->size();
+  bytes_ -= entry->bytes;
   by_key_.erase(key(entry->unit, entry->layer));
   entries_.erase(entry);
 }
@@ -75,7 +86,7 @@ std::size_t Residency::slot_bytes(const gpu::HeadShape& heads, const Params& par
 }
 
 Residency::Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model,
-                     const Params& params, const RowFormat& format, std::int64_t slots)
+                     const Params& params, const RowFormat& format, std::int64_t slots, SlotMemory memory)
     : device_(&device),
       store_(&store),
       host_cache_(&host_cache),
@@ -90,6 +101,18 @@ Residency::Residency(gpu::Device& device, UnitStore& store, HostCache& host_cach
   row_bytes_ = slot_bytes(heads_, params);
   std::uint64_t seed = 0x9E3779B97F4A7C15U;
   for (Layer& layer : layers_) layer.random = next_random(seed) | 1U;
+  MNEME_CHECK(memory == SlotMemory::grows || slots_ != kAllUnits);
+  if (memory == SlotMemory::planned) plan_slots();
+}
+
+void Residency::plan_slots() {
+  const std::size_t layer_bytes = static_cast<std::size_t>(slots_) * row_bytes_;
+  if (layer_bytes == 0) return;
+  arena_ = device_->allocate(layers_.size() * layer_bytes);
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    layers_[layer].planned = arena_.at(layer * layer_bytes);
+    add_slots(layers_[layer], slots_);
+  }
 }
 
 void Residency::ensure(int layer, std::span<const std::int64_t> units, Window& window) {
@@ -118,26 +141,26 @@ void Residency::load_missing(int layer, Window& window) {
   near_.clear();
   to_read_.clear();
   for (const std::int64_t unit : missing_) {
-    ImagePtr image = unit < fresh_ ? host_cache_->find(unit, layer) : nullptr;
-    if (unit < fresh_ && image == nullptr) {
+    RowPtr row = unit < fresh_ ? host_cache_->find(unit, layer) : nullptr;
+    if (unit < fresh_ && row == nullptr) {
       to_read_.push_back(unit);
     } else {
-      near_.push_back({unit, std::move(image)});
+      near_.push_back({unit, std::move(row)});
     }
   }
   std::unique_ptr<PendingRead> pending = begin_read(layer, 0);
-  std::size_t n_images = 0;
+  std::size_t n_rows = 0;
   for (Near& near : near_) {
-    if (near.image == nullptr) {
+    if (near.row == nullptr) {
       pack(state, near.unit, window);
       ++counts_.device_hits;
     } else {
-      std::swap(near_[n_images++], near);
+      std::swap(near_[n_rows++], near);
     }
   }
-  near_.resize(n_images);
+  near_.resize(n_rows);
   upload(state, near_);
-  counts_.host_hits += n_images;
+  counts_.host_hits += n_rows;
   near_.clear();
   for (std::size_t first = 0; pending != nullptr; first += kRowsPerRead) {
     const std::vector<ImagePtr> images = pending->wait();
@@ -146,10 +169,9 @@ void Residency::load_missing(int layer, Window& window) {
       const std::int64_t unit = to_read_[first + i];
       // A row from the store is verified before one byte of it is used.
       check_row(*images[i], format_->unit(unit, layer), unit_name(unit, layer));
-      near_.push_back({unit, images[i]});
+      near_.push_back({unit, host_cache_->insert(unit, layer, images[i])});
     }
     upload(state, near_);
-    for (const Near& row : near_) host_cache_->insert(row.unit, layer, row.image);
     counts_.store_reads += images.size();
     near_.clear();
   }
@@ -179,7 +201,7 @@ void Residency::upload(Layer& layer, std::span<const Near> rows) {
   reserve_slots(layer, rows.size());
   uploads_.clear();
   for (std::size_t i = 0; i < rows.size(); ++i)
-    uploads_.push_back({payload(*rows[i].image).data(), row(layer, *(layer.free_slots.rbegin() + i))});
+    uploads_.push_back({rows[i].row.get(), row(layer, *(layer.free_slots.rbegin() + i))});
   device_->upload_units(heads_, unit_type_, static_cast<int>(layout_.block), uploads_);
   for (const Near& near : rows) put(layer, near.unit, layer.free_slots.back());
 }
@@ -222,7 +244,7 @@ void Residency::drop_from(std::int64_t unit) {
 }
 
 std::size_t Residency::device_bytes() const noexcept {
-  std::size_t bytes = 0;
+  std::size_t bytes = arena_.bytes();
   for (const Layer& layer : layers_)
     for (const gpu::Buffer& slab : layer.slabs) bytes += slab.bytes();
   return bytes;
@@ -230,6 +252,7 @@ std::size_t Residency::device_bytes() const noexcept {
 
 std::byte* Residency::row(const Layer& layer, std::int32_t slot) const noexcept {
   const auto at = static_cast<std::size_t>(slot);
+  if (layer.planned != nullptr) return layer.planned + at * row_bytes_;
   return layer.slabs[at / kSlabSlots].at(at % kSlabSlots * row_bytes_);
 }
 
@@ -237,6 +260,11 @@ void Residency::add_slab(Layer& layer) {
   const std::int64_t n = std::min(kSlabSlots, slots_ - layer.n_slots);
   MNEME_CHECK(n > 0);
   layer.slabs.push_back(device_->allocate(static_cast<std::size_t>(n) * row_bytes_));
+  add_slots(layer, n);
+}
+
+// The next n slots exist now, and are free.
+void Residency::add_slots(Layer& layer, std::int64_t n) {
   for (std::int64_t i = n - 1; i >= 0; --i) layer.free_slots.push_back(static_cast<std::int32_t>(layer.n_slots + i));
   layer.n_slots += n;
 }

@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "gpu/device.hpp"
@@ -24,24 +25,38 @@
 
 namespace mneme::memory {
 
-// Row images of sealed units in host memory, least recently used first out, at most limit() bytes.
+// A unit's row (its image's payload) in host memory: in the image, or in room that the device fetches from. Shared
+// between the host cache and the upload that is being issued.
+using RowPtr = std::shared_ptr<const std::byte>;
+
+// Rows of sealed units in host memory, least recently used first out. The sizes of their images add up to limit() at
+// most; a row in the device's room takes no more than its image.
 class HostCache {
  public:
-  ImagePtr find(std::int64_t unit, int layer);
-  void insert(std::int64_t unit, int layer, ImagePtr image);  // not kept if larger than the limit
-  void drop_from(std::int64_t unit);                          // forgets this unit and later ones, all layers
-  void set_limit(std::size_t bytes);                          // drops what no longer fits
+  // rooms: where rows are kept as long as there is room; null: in their images.
+  explicit HostCache(std::unique_ptr<gpu::HostRows> rooms) noexcept : rooms_(std::move(rooms)) {}
+
+  RowPtr find(std::int64_t unit, int layer);
+  // Keeps the row unless its image is larger than the limit. Returns where it lies now.
+  RowPtr insert(std::int64_t unit, int layer, const ImagePtr& image);
+  void drop_from(std::int64_t unit);  // forgets this unit and later ones, all layers
+  void set_limit(std::size_t bytes);  // drops what no longer fits
   std::size_t bytes() const noexcept { return bytes_; }
+  std::size_t room_bytes() const noexcept { return rooms_ == nullptr ? 0 : rooms_->bytes(); }
 
  private:
   struct Entry {
     std::int64_t unit;
     int layer;
-    ImagePtr image;
+    RowPtr row;
+    std::size_t bytes;  // of its image
   };
   static std::uint64_t key(std::int64_t unit, int layer) noexcept;
+  RowPtr place(const ImagePtr& image);
   void erase(std::list<Entry>::iterator entry);
   void shrink(std::size_t limit);
+
+  std::unique_ptr<gpu::HostRows> rooms_;  // outlives the rows
 
   std::list<Entry> entries_;  // most recently used first
   std::unordered_map<std::uint64_t, std::list<Entry>::iterator> by_key_;
@@ -52,14 +67,19 @@ struct ResidencyCounts {
   std::uint64_t device_hits = 0, host_hits = 0, store_reads = 0;
 };
 
+// Device memory for slots: taken as units arrive, or all of it at once.
+enum class SlotMemory { grows, planned };
+
 class Residency {
  public:
+  static constexpr std::size_t kRowsPerRead = 32;  // two reads' rows at most are in flight beside the host cache
+
   // Bytes of one slot: a unit's row in unit_type, aligned.
   static std::size_t slot_bytes(const gpu::HeadShape& heads, const Params& params) noexcept;
 
-  // slots: C per layer, or kAllUnits. Device memory is taken as units arrive.
+  // slots: C per layer, or kAllUnits. Requires: it is not kAllUnits where memory is planned. Throws out_of_memory.
   Residency(gpu::Device& device, UnitStore& store, HostCache& host_cache, const ModelShape& model, const Params& params,
-            const RowFormat& format, std::int64_t slots);
+            const RowFormat& format, std::int64_t slots, SlotMemory memory);
 
   // Makes the units [ascending, at most C] of a layer resident and marks them used. Throws what the store throws,
   // out_of_memory.
@@ -93,6 +113,7 @@ class Residency {
 
  private:
   struct Layer {
+    std::byte* planned = nullptr;    // all slots, in arena_; null: in slabs
     std::vector<gpu::Buffer> slabs;  // rows of kSlabSlots units each
     std::vector<std::int32_t> free_slots;
     std::int64_t n_slots = 0;    // slots that exist so far, <= slots_
@@ -101,14 +122,16 @@ class Residency {
     std::uint64_t random = 0;
   };
   static constexpr std::int64_t kSlabSlots = 16;
-  // A missing unit that is in the window (no image), or whose row is in host memory.
+  // A missing unit that is in the window (no row), or whose row is in host memory.
   struct Near {
     std::int64_t unit;
-    ImagePtr image;
+    RowPtr row;
   };
 
   std::byte* row(const Layer& layer, std::int32_t slot) const noexcept;
+  void plan_slots();
   void add_slab(Layer& layer);
+  void add_slots(Layer& layer, std::int64_t n);
   void reserve_slots(Layer& layer, std::size_t n);
   void evict(Layer& layer, std::int64_t n, std::span<const std::int64_t> keep);
   void put(Layer& layer, std::int64_t unit, std::int32_t slot);
@@ -130,6 +153,7 @@ class Residency {
   double decay_;
   std::int64_t slots_, fresh_ = 0;
   std::size_t row_bytes_ = 0;  // of a slot, aligned
+  gpu::Buffer arena_;          // [n_layers][slots][row_bytes_] where memory is planned
   std::vector<Layer> layers_;
   std::vector<std::int64_t> missing_, to_read_;  // scratch of ensure()
   std::vector<Near> near_;                       // scratch of ensure()

@@ -30,6 +30,14 @@ std::size_t Window::bytes() const noexcept {
          mass_.bytes() + saved_mass_.bytes();
 }
 
+std::size_t Window::bytes_of(const gpu::HeadShape& heads, gpu::KvType type, std::int64_t n_init, std::int64_t capacity,
+                             int mass_heads) noexcept {
+  const std::size_t row =
+      static_cast<std::size_t>(heads.n_kv_heads) * static_cast<std::size_t>(heads.head_dim) * gpu::element_bytes(type);
+  const std::size_t masses = 2 * static_cast<std::size_t>(mass_heads) * sizeof(float);
+  return static_cast<std::size_t>(capacity) * (3 * row + masses) + 2 * static_cast<std::size_t>(n_init) * row;
+}
+
 std::size_t Window::token_bytes() const noexcept {
   return static_cast<std::size_t>(heads_.head_dim) * gpu::element_bytes(type_);
 }

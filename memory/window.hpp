@@ -30,6 +30,9 @@ class Window {
          int mass_heads);
 
   std::size_t bytes() const noexcept;
+  // bytes() of a window that is made of these arguments.
+  static std::size_t bytes_of(const gpu::HeadShape& heads, gpu::KvType type, std::int64_t n_init, std::int64_t capacity,
+                              int mass_heads) noexcept;
 
   // Makes tokens [first, end) addressable, moving the live tokens [first, position) down if the buffers would run out.
   // Requires: first <= position <= end, end - first <= capacity, no pass is open.

@@ -8,7 +8,9 @@
 
 #include "gpu/cuda/attention_ops.hpp"
 #include "gpu/cuda/decode_graph.hpp"
+#include "gpu/cuda/host_pool.hpp"
 #include "gpu/cuda/kv_ops.hpp"
+#include "gpu/cuda/linear_layout.hpp"
 #include "gpu/cuda/linear_ops.hpp"
 #include "gpu/cuda/runtime.hpp"
 #include "gpu/cuda/select_ops.hpp"
@@ -60,6 +62,8 @@ class CudaDevice final : public Device {
   explicit CudaDevice(int ordinal)
       : ordinal_(ordinal),
         arguments_(stream_.get(), kArgumentBytes),
+        rows_(stream_.get()),
+        downloads_(stream_.get()),
         scratch_(stream_.get()),
         resources_{stream_.get(), &arguments_, &scratch_, attribute(cudaDevAttrMultiProcessorCount, ordinal)},
         linear_(resources_),
@@ -107,10 +111,26 @@ class CudaDevice final : public Device {
   void fill_zero(void* device, std::size_t bytes) override {
     check(cudaMemsetAsync(device, 0, bytes, stream_.get()), "clearing device memory");
   }
+  void download_each(std::size_t n, const NextDownload& next, const Downloaded& downloaded) override {
+    downloads_.each(n, next, downloaded);
+  }
+  std::unique_ptr<HostRows> host_rows(std::size_t row_bytes, std::size_t max_rows) override {
+    return rows_.make_rows(row_bytes, max_rows);
+  }
+  std::optional<DeviceMemory> memory() const override {
+    check(cudaSetDevice(ordinal_), "selecting the CUDA device");
+    DeviceMemory memory;
+    check(cudaMemGetInfo(&memory.free, &memory.total), "asking for the free device memory");
+    memory.scratch = scratch_.bytes();
+    return memory;
+  }
   void synchronize() override { check(cudaStreamSynchronize(stream_.get()), "waiting for the CUDA device"); }
 
   std::unique_ptr<Matrix> load_matrix(const HostMatrix& matrix) override { return linear_.load_matrix(matrix); }
   std::unique_ptr<Matrix> load_table(const HostMatrix& matrix) override { return linear_.load_table(matrix); }
+  std::size_t matrix_bytes(const HostMatrix& matrix) const override {
+    return cuda::plane_layout(matrix.type, matrix.n_in, matrix.n_out).bytes;
+  }
   void embed(const Matrix& table, std::span<const std::int32_t> ids, float* x) override {
     linear_.embed(table, ids, x);
   }
@@ -145,8 +165,7 @@ class CudaDevice final : public Device {
   // The matrix unit reads keys as they are stored.
   KeyLayout resident_layout(int /*n_tokens*/) const noexcept override { return KeyLayout::rows; }
   void upload_units(const HeadShape& shape, KvType type, int n_tokens, std::span<const UnitUpload> units) override {
-    const std::size_t bytes = unit_bytes(shape, type, n_tokens).total();
-    for (const UnitUpload& unit : units) arguments_.upload(unit.slot, unit.row, bytes);
+    rows_.upload(units, unit_bytes(shape, type, n_tokens).total(), arguments_);
   }
   void rotate_keys(const HeadShape& shape, const KvSpan& span, const float* cos, const float* sin,
                    float* out) override {
@@ -185,6 +204,8 @@ class CudaDevice final : public Device {
   const int ordinal_;
   const Stream stream_;
   cuda::PinnedRing arguments_;
+  cuda::RowUploads rows_;
+  cuda::Downloads downloads_;
   cuda::DeviceScratch scratch_;
   const cuda::Resources resources_;
   cuda::LinearOps linear_;

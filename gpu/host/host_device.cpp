@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "gpu/host/isa.hpp"
+#include "gpu/host/linear_layout.hpp"
 #include "gpu/host/linear_ops.hpp"
 #include "gpu/host/memory_ops.hpp"
 #include "gpu/host/thread_pool.hpp"
@@ -76,9 +77,18 @@ class HostDevice final : public Device {
     if (bytes != 0) std::memset(device, 0, bytes);
   }
   void synchronize() override {}
+  void download_each(std::size_t n, const NextDownload& next, const Downloaded& downloaded) override {
+    for (std::size_t i = 0; i < n; ++i) downloaded(i, next(i));
+  }
+  std::unique_ptr<HostRows> host_rows(std::size_t /*row_bytes*/, std::size_t /*max_rows*/) override { return nullptr; }
+  std::optional<DeviceMemory> memory() const override { return std::nullopt; }
 
   std::unique_ptr<Matrix> load_matrix(const HostMatrix& matrix) override { return linear_.load_matrix(matrix); }
   std::unique_ptr<Matrix> load_table(const HostMatrix& matrix) override { return linear_.load_table(matrix); }
+  std::size_t matrix_bytes(const HostMatrix& matrix) const override {
+    const std::size_t groups = (matrix.n_out + host::kGroupRows - 1) / host::kGroupRows;
+    return groups * host::group_bytes(matrix.type, matrix.n_in);
+  }
   void embed(const Matrix& table, std::span<const std::int32_t> ids, float* x) override {
     linear_.embed(table, ids, x);
   }

@@ -287,6 +287,12 @@ AgentMetrics AgentLoop::metrics() const {
   metrics.units = static_cast<std::uint64_t>(stats.units);
   metrics.device_bytes = stats.device_bytes;
   metrics.host_bytes = stats.host_bytes;
+  metrics.memory = {.window_bytes = stats.window_bytes,
+                    .slot_bytes = stats.slot_bytes,
+                    .scratch_bytes = stats.scratch_bytes,
+                    .index_bytes = stats.index_bytes,
+                    .index_device_bytes = stats.index_device_bytes,
+                    .pinned_bytes = stats.pinned_bytes};
   metrics.device_hits = stats.device_hits;
   metrics.host_hits = stats.host_hits;
   metrics.store_reads = stats.store_reads;

@@ -26,7 +26,9 @@ AgentRun::AgentRun(std::string name, std::shared_ptr<model::Transformer> transfo
       transformer_(std::move(transformer)),
       rows_(std::move(rows)),
       probe_(std::move(probe)),
-      session_(*transformer_, *rows_, params, budget) {}
+      session_(*transformer_, *rows_, params, budget) {
+  update_figures();
+}
 
 std::size_t AgentRun::prefill(std::uint64_t seg, std::span<const std::int32_t> rest) {
   const auto start = std::chrono::steady_clock::now();

@@ -13,12 +13,34 @@ std::shared_ptr<model::Transformer> EngineDevice::transformer(const std::shared_
   if (auto found = models_[model.get()].lock()) return found;
   auto made = std::make_shared<model::Transformer>(*device_, model, device_->info().pass_tokens);
   models_[model.get()] = made;
-  std::uint64_t bytes = 0;
-  for (auto& [file, weak] : models_) {
-    if (const auto live = weak.lock()) bytes += live->weight_bytes();
-  }
-  weight_bytes_ = bytes;
   return made;
+}
+
+void EngineDevice::require_room(const std::shared_ptr<const model::ModelFile>& model, const memory::Params& params,
+                                const memory::Budget& budget) const {
+  const std::int64_t pass_tokens = device_->info().pass_tokens;
+  std::vector<gpu::MemoryPart> parts;
+  const auto found = models_.find(model.get());
+  if (found == models_.end() || found->second.expired())
+    parts = model::Transformer::plan(*device_, *model, pass_tokens);
+  const auto memory = memory::plan_memory(model->memory_shape(), params, budget, pass_tokens).parts();
+  parts.insert(parts.end(), memory.begin(), memory.end());
+  gpu::require_memory(*device_, "this agent", parts);
+}
+
+void EngineDevice::update_figures() {
+  std::uint64_t weights = 0, activations = 0;
+  for (auto& [file, weak] : models_) {
+    const auto live = weak.lock();
+    if (live == nullptr) continue;
+    weights += live->weight_bytes();
+    activations += live->activation_bytes();
+  }
+  const gpu::DeviceMemory memory = device_->memory().value_or(gpu::DeviceMemory());
+  weight_bytes_ = weights;
+  activation_bytes_ = activations + memory.scratch;
+  total_bytes_ = memory.total;
+  free_bytes_ = memory.free;
 }
 
 namespace {
@@ -158,6 +180,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
   // Step 8: a fresh session, brought to the newest snapshot that can be used. The logits after the last token of an
   // open turn come from replaying it, so no snapshot behind that will do.
   void restore() {
+    request_.device->require_room(request_.model, request_.params, request_.budget);
     const auto transformer = request_.device->transformer(request_.model);
     std::uint64_t max_pos = agent_.head_pos;
     if (keeps_logits() && max_pos > 0) --max_pos;
@@ -182,6 +205,7 @@ class OpenJob : public std::enable_shared_from_this<OpenJob> {
     rows_->set_committed(agent_.head_pos);
     run_ =
         std::make_shared<AgentRun>(request_.name, transformer, rows_, request_.params, request_.budget, request_.probe);
+    request_.device->update_figures();
   }
 
   // A row of the snapshot that is damaged or missing costs time, not the agent: an older one or the journal serves.

@@ -19,12 +19,21 @@ class EngineDevice {
   gpu::Device& device() noexcept { return *device_; }
   // The model's weights on the device: made for the first agent, kept while one uses them. Throws out_of_memory.
   std::shared_ptr<model::Transformer> transformer(const std::shared_ptr<const model::ModelFile>& model);
-  std::uint64_t weight_bytes() const noexcept { return weight_bytes_; }  // any thread
+  // Throws out_of_memory that names the parts, if an agent of this model and memory does not fit beside the others.
+  void require_room(const std::shared_ptr<const model::ModelFile>& model, const memory::Params& params,
+                    const memory::Budget& budget) const;
+  void update_figures();  // after an agent was opened
+
+  // Any thread; as of the last opening. total and free are 0 where device memory is the host's.
+  std::uint64_t weight_bytes() const noexcept { return weight_bytes_; }
+  std::uint64_t activation_bytes() const noexcept { return activation_bytes_; }
+  std::uint64_t total_bytes() const noexcept { return total_bytes_; }
+  std::uint64_t free_bytes() const noexcept { return free_bytes_; }
 
  private:
   std::unique_ptr<gpu::Device> device_;
   std::map<const model::ModelFile*, std::weak_ptr<model::Transformer>> models_;
-  std::atomic<std::uint64_t> weight_bytes_{0};
+  std::atomic<std::uint64_t> weight_bytes_{0}, activation_bytes_{0}, total_bytes_{0}, free_bytes_{0};
 };
 
 struct OpenRequest {

@@ -20,6 +20,16 @@ std::size_t f32_bytes(std::int64_t rows, int columns) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * sizeof(float);
 }
 
+// The activations of a pass, as columns of f32 per token.
+struct ActivationColumns {
+  int x = 0, q = 0, kv = 0, hidden = 0;
+};
+
+ActivationColumns columns_of(const ModelConfig& config) {
+  const gpu::HeadShape& heads = config.heads;
+  return {config.n_embd, heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim, config.n_ff};
+}
+
 }  // namespace
 
 // The weights of one decoder layer on the device. Biases and head norms are empty where the model has none.
@@ -57,7 +67,7 @@ struct Transformer::Layer {
 Transformer::Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> model, std::int64_t max_pass_tokens)
     : device_(device), model_(std::move(model)), max_pass_tokens_(max_pass_tokens) {
   MNEME_CHECK(max_pass_tokens_ >= 1);
-  const ModelConfig& config = model_->config();
+  gpu::require_memory(device_, "a model", plan(device_, *model_, max_pass_tokens_));
   const ModelWeights& weights = model_->weights();
   table_ = device_.load_table(weights.embedding);
   output_ = device_.load_matrix(weights.output);
@@ -65,20 +75,40 @@ Transformer::Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> m
   for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device_, layer);
   output_norm_ = upload_vector(device_, weights.output_norm);
 
-  const int q_size = config.heads.n_heads * config.heads.head_dim;
-  const int kv_size = config.heads.n_kv_heads * config.heads.head_dim;
-  const auto activations = [&](int columns) { return device_.allocate(f32_bytes(max_pass_tokens_, columns)); };
-  x_ = activations(config.n_embd);
-  q_ = activations(q_size);
-  k_ = activations(kv_size);
-  v_ = activations(kv_size);
-  attended_ = activations(q_size);
-  hidden_ = activations(config.n_ff);
-  logits_ = device_.allocate(f32_bytes(1, config.n_vocab));
+  const ActivationColumns columns = columns_of(model_->config());
+  const auto activations = [&](int n_columns) { return device_.allocate(f32_bytes(max_pass_tokens_, n_columns)); };
+  x_ = activations(columns.x);
+  q_ = activations(columns.q);
+  k_ = activations(columns.kv);
+  v_ = activations(columns.kv);
+  attended_ = activations(columns.q);
+  hidden_ = activations(columns.hidden);
+  logits_ = device_.allocate(f32_bytes(1, model_->config().n_vocab));
   model_->gguf().drop_pages();  // the device has its own copy
 }
 
 Transformer::~Transformer() = default;
+
+std::vector<gpu::MemoryPart> Transformer::plan(const gpu::Device& device, const ModelFile& model,
+                                               std::int64_t max_pass_tokens) {
+  const ModelWeights& weights = model.weights();
+  std::size_t weight_bytes = device.matrix_bytes(weights.embedding) + device.matrix_bytes(weights.output);
+  for (const LayerWeights& layer : weights.layers) {
+    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.attn_output, &layer.gate, &layer.up, &layer.down})
+      weight_bytes += device.matrix_bytes(linear->weight);
+  }
+  const ActivationColumns columns = columns_of(model.config());
+  const int n_columns = columns.x + 2 * columns.q + 2 * columns.kv + columns.hidden;
+  return {{"weights", weight_bytes},
+          {"activations", f32_bytes(max_pass_tokens, n_columns) + f32_bytes(1, model.config().n_vocab)}};
+}
+
+std::size_t Transformer::activation_bytes() const noexcept {
+  std::size_t bytes = 0;
+  for (const gpu::Buffer* buffer : {&x_, &q_, &k_, &v_, &attended_, &hidden_, &logits_, &many_logits_})
+    bytes += buffer->bytes();
+  return bytes;
+}
 
 std::size_t Transformer::weight_bytes() const noexcept {
   std::size_t bytes = table_->bytes() + output_->bytes();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gpu/device.hpp"
+#include "gpu/memory_plan.hpp"
 #include "memory/context.hpp"
 #include "runtime/model/model_file.hpp"
 
@@ -16,14 +17,20 @@ namespace mneme::model {
 // contexts in turn.
 class Transformer {
  public:
-  // max_pass_tokens: the longest pass. Throws out_of_memory. `device` must outlive the transformer.
+  // max_pass_tokens: the longest pass. `device` must outlive the transformer. Throws out_of_memory; if plan() does not
+  // fit, before anything is allocated.
   Transformer(gpu::Device& device, std::shared_ptr<const ModelFile> model, std::int64_t max_pass_tokens);
   ~Transformer();
+
+  // The device memory of a transformer that is made of these arguments: weights, activations.
+  static std::vector<gpu::MemoryPart> plan(const gpu::Device& device, const ModelFile& model,
+                                           std::int64_t max_pass_tokens);
 
   const ModelFile& model() const noexcept { return *model_; }
   gpu::Device& device() const noexcept { return device_; }
   std::int64_t max_pass_tokens() const noexcept { return max_pass_tokens_; }
-  std::size_t weight_bytes() const noexcept;  // on the device
+  std::size_t weight_bytes() const noexcept;      // on the device
+  std::size_t activation_bytes() const noexcept;  // on the device
 
   // Which rows of logits a pass computes.
   enum class Logits { none, last, all };

@@ -297,6 +297,9 @@ Metrics RuntimeState::metrics() const {
   metrics.commits = counters_->commits;
   metrics.commit_time = std::chrono::microseconds(counters_->commit_us.load());
   metrics.weight_bytes = device_->weight_bytes();
+  metrics.activation_bytes = device_->activation_bytes();
+  metrics.device_total_bytes = device_->total_bytes();
+  metrics.device_free_bytes = device_->free_bytes();
   metrics.device = device_name_;
   {
     const std::lock_guard lock(mutex_);

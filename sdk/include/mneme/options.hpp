@@ -54,7 +54,8 @@ class RuntimeOptions {
   // has been run on cards.
   MNEME_OPTION(std::string, device, "auto")
   MNEME_OPTION(int, threads, 0)  // of the CPU backend; 0: one per core
-  // Hard bounds per agent: unit slots on the device (0: as the memory parameters ask), host cache of units and index.
+  // Hard bounds per agent: unit slots on the device (0: as the memory parameters ask; a CUDA device takes what is given
+  // here when the agent is opened), host cache of units and index.
   MNEME_OPTION(std::size_t, device_bytes, 0)
   MNEME_OPTION(std::size_t, host_bytes, std::size_t{256} << 20U)
   MNEME_OPTION(std::chrono::milliseconds, drain_timeout, std::chrono::milliseconds(10000))

@@ -89,12 +89,22 @@ struct ResumeReport {
   std::uint64_t pending_events = 0;  // accepted, to be absorbed
 };
 
+// Where an agent's bytes are.
+struct AgentMemory {
+  std::uint64_t window_bytes = 0, slot_bytes = 0;  // device memory; together AgentMetrics::device_bytes
+  std::uint64_t scratch_bytes = 0;                 // device memory of a pass
+  std::uint64_t index_bytes = 0;                   // a part of AgentMetrics::host_bytes
+  std::uint64_t index_device_bytes = 0;  // a card's memory that the index takes, which host_bytes bounds all the same
+  std::uint64_t pinned_bytes = 0;        // page-locked host memory for the cache of rows; 0 without a card
+};
+
 struct AgentMetrics {
   std::string name;
   std::uint64_t position = 0;
   Watermarks watermarks;
   std::uint64_t units = 0;
   std::uint64_t device_bytes = 0, host_bytes = 0;  // unit slots and window; host cache and index
+  AgentMemory memory;
   std::uint64_t device_hits = 0, host_hits = 0, store_reads = 0;
   std::uint64_t pending_cache_bytes = 0;  // rows that wait to be durable
   std::uint64_t tokens_prefilled = 0, tokens_decoded = 0;
@@ -106,8 +116,10 @@ struct Metrics {
   std::uint64_t events_accepted = 0;
   std::uint64_t commits = 0;  // journal transactions
   std::chrono::microseconds commit_time{0};
-  std::uint64_t weight_bytes = 0;  // of all models on the device
-  std::uint64_t wal_bytes = 0;     // of all stores
+  std::uint64_t weight_bytes = 0;      // of all models on the device, as of the last opening of an agent
+  std::uint64_t activation_bytes = 0;  // of all models and of the device's operations, likewise
+  std::uint64_t device_total_bytes = 0, device_free_bytes = 0;  // of a card, likewise; 0 without one
+  std::uint64_t wal_bytes = 0;                                  // of all stores
   std::string device;
   std::vector<AgentMetrics> agents;
 };

@@ -41,6 +41,7 @@ struct State {
   std::recursive_mutex mutex;  // guards everything here and the grid that runs
   std::map<const void*, std::size_t> device, pinned;
   std::size_t device_bytes = 0, device_limit = std::size_t{8} << 30;
+  std::size_t pinned_bytes = 0, pinned_limit = static_cast<std::size_t>(-1);
   std::set<CUstream_st*> streams;
   int fail_after = 0;
   cudaError_t failure = cudaSuccess, sticky = cudaSuccess, last = cudaSuccess;
@@ -121,6 +122,10 @@ void clear_failures() {
 void set_device_memory(std::size_t bytes) {
   const Lock lock(state.mutex);
   state.device_limit = bytes;
+}
+void set_pinned_memory(std::size_t bytes) {
+  const Lock lock(state.mutex);
+  state.pinned_limit = bytes;
 }
 Counts counts() {
   const Lock lock(state.mutex);
@@ -216,7 +221,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   MNEME_SHIM_ENTER();
-  *free = state.device_limit - state.device_bytes;
+  *free = state.device_limit - std::min(state.device_limit, state.device_bytes);
   *total = state.device_limit;
   return cudaSuccess;
 }
@@ -274,15 +279,22 @@ cudaError_t cudaFree(void* data) {
 }
 cudaError_t cudaHostAlloc(void** data, std::size_t bytes, unsigned) {
   MNEME_SHIM_ENTER();
+  if (bytes > state.pinned_limit - std::min(state.pinned_limit, state.pinned_bytes)) {
+    return fail(cudaErrorMemoryAllocation);
+  }
   *data = ::operator new(std::max<std::size_t>(bytes, 1), kAlignment);
   state.pinned[*data] = bytes;
+  state.pinned_bytes += bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* data) {
   const Lock lock(state.mutex);
   if (data == nullptr) return cudaSuccess;
   for (CUstream_st* stream : state.streams) run_all(stream);
-  if (state.pinned.erase(data) == 0) return fail(cudaErrorInvalidValue);
+  const auto found = state.pinned.find(data);
+  if (found == state.pinned.end()) return fail(cudaErrorInvalidValue);
+  state.pinned_bytes -= found->second;
+  state.pinned.erase(found);
   ::operator delete(data, kAlignment);
   return state.sticky;
 }

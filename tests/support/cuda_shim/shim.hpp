@@ -16,6 +16,8 @@ void fail_call(int after, cudaError_t error, bool sticky);
 void clear_failures();
 // Device memory that exists; cudaMalloc beyond it fails. Default: 8 GiB.
 void set_device_memory(std::size_t bytes);
+// Host memory that can be page-locked; cudaHostAlloc beyond it fails. Default: no bound.
+void set_pinned_memory(std::size_t bytes);
 // How often the host has waited for the device (synchronize, pageable copies) and allocated device memory.
 struct Counts {
   std::uint64_t waits = 0, allocations = 0, launches = 0, graph_launches = 0;
