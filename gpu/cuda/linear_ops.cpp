@@ -26,14 +26,14 @@ constexpr std::int64_t kPanelRowMultiple = 128;
 
 class DeviceMatrix final : public Matrix {
  public:
-  DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout)
-      : type_(matrix.type), n_in_(matrix.n_in), n_out_(matrix.n_out), layout_(layout) {
+  DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout, StreamSignal* signal)
+      : type_(matrix.type), n_in_(matrix.n_in), n_out_(matrix.n_out), layout_(layout), signal_(signal) {
     void* data = nullptr;
     check(cudaMalloc(&data, std::max<std::size_t>(layout.bytes, 1)),
           "allocating " + std::to_string(layout.bytes) + " bytes of device memory for a weight matrix");
     data_ = static_cast<std::byte*>(data);
   }
-  ~DeviceMatrix() override { cudaFree(data_); }
+  ~DeviceMatrix() override { free_device_memory(signal_, data_); }
   DeviceMatrix(const DeviceMatrix&) = delete;
   DeviceMatrix& operator=(const DeviceMatrix&) = delete;
 
@@ -55,6 +55,7 @@ class DeviceMatrix final : public Matrix {
   DType type_;
   std::size_t n_in_, n_out_;
   PlaneLayout layout_;
+  StreamSignal* signal_;
   std::byte* data_ = nullptr;
 };
 
@@ -112,7 +113,8 @@ struct LinearOps::Impl {
 
   std::unique_ptr<Matrix> load(const HostMatrix& matrix) {
     check_shape(matrix);
-    auto result = std::make_unique<DeviceMatrix>(matrix, plane_layout(matrix.type, matrix.n_in, matrix.n_out));
+    auto result =
+        std::make_unique<DeviceMatrix>(matrix, plane_layout(matrix.type, matrix.n_in, matrix.n_out), resources.signal);
     const bool as_in_file = !is_quantised(matrix.type) && matrix.row_order.empty() &&
                             stored_elements(matrix.type, matrix.n_in) == matrix.n_in;
     if (as_in_file) {
@@ -120,7 +122,7 @@ struct LinearOps::Impl {
     } else {
       upload_repacked(matrix, *result);
     }
-    check(cudaStreamSynchronize(stream()), "uploading weights");
+    wait_for_stream(resources, "uploading weights");
     return result;
   }
 
