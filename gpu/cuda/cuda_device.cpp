@@ -13,6 +13,7 @@
 #include "gpu/cuda/kv_ops.hpp"
 #include "gpu/cuda/linear_ops.hpp"
 #include "gpu/cuda/runtime.hpp"
+#include "gpu/cuda/sample_ops.hpp"
 #include "gpu/cuda/select_ops.hpp"
 #include "gpu/cuda/stream_signal.hpp"
 
@@ -81,7 +82,8 @@ struct Parts {
         linear(resources),
         attention(resources),
         kv(resources),
-        select(resources) {}
+        select(resources),
+        sample(resources) {}
 
   Stream stream;
   cuda::StreamSignal signal;
@@ -93,6 +95,7 @@ struct Parts {
   cuda::AttentionOps attention;
   cuda::KvOps kv;
   cuda::SelectOps select;
+  cuda::SampleOps sample;
   Parts* lost_before = nullptr;  // of those that are kept for ever
 };
 
@@ -223,6 +226,9 @@ class CudaDevice final : public Device {
   }
   std::vector<std::int32_t> top_k(const float* scores, int n, int k) override {
     return parts().select.top_k(scores, n, k);
+  }
+  std::optional<SampledToken> sample(const float* logits, int n_vocab, const SampleArgs& args) override {
+    return parts().sample.choose(logits, n_vocab, args);
   }
 
  private:

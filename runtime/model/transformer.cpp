@@ -85,8 +85,10 @@ std::size_t Transformer::weight_bytes() const noexcept {
   return bytes;
 }
 
-std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
-                                            std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
+// read(): gets the pass's result from the device, before the context takes the tokens over.
+template <class Read>
+auto Transformer::run_pass(memory::Context& context, std::span<const TokenId> tokens,
+                           std::span<const std::int64_t> chunks, gpu::Phase phase, const Read& read) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
   context.begin_pass(chunks);
@@ -94,13 +96,36 @@ std::span<const float> Transformer::forward(memory::Context& context, std::span<
     device_.set_phase(phase);
     device_.embed(*table_, tokens, x_.f32());
     run_layers(context, n_tokens);
-    const std::span<const float> logits = compute_logits(n_tokens, wanted);
+    const auto result = read();
     context.end_pass();
-    return logits;
+    return result;
   } catch (...) {
     context.abandon_pass();
     throw;
   }
+}
+
+std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
+                                            std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
+  return run_pass(context, tokens, chunks, phase, [&]() -> std::span<const float> {
+    if (n_rows == 0) return {};
+    compute_logits(n_tokens, n_rows);
+    return download_logits(n_rows);
+  });
+}
+
+Transformer::Next Transformer::forward_and_sample(memory::Context& context, TokenId token,
+                                                  const gpu::SampleArgs& args) {
+  const std::int64_t one = 1;
+  return run_pass(context, std::span(&token, 1), std::span(&one, 1), gpu::Phase::decode, [&] {
+    compute_logits(1, 1);
+    Next next;
+    next.token = device_.sample(logits_.f32(), model_->config().n_vocab, args);
+    if (!next.token.has_value()) next.logits = download_logits(1);
+    return next;
+  });
 }
 
 // x: [n_tokens, n_embd] residual stream, updated in place by every layer.
@@ -133,19 +158,21 @@ void Transformer::run_layers(memory::Context& context, std::int64_t n_tokens) {
   }
 }
 
-// The output norm and matrix on the wanted rows only.
-std::span<const float> Transformer::compute_logits(std::int64_t n_tokens, Logits wanted) {
+// The output norm and matrix on the last n_rows rows.
+void Transformer::compute_logits(std::int64_t n_tokens, std::int64_t n_rows) {
   const ModelConfig& config = model_->config();
-  const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
-  if (n_rows == 0) return {};
-  const std::size_t count = static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(config.n_vocab);
-  if (logits_.bytes() < count * sizeof(float)) logits_ = device_.allocate(count * sizeof(float));
-  if (host_logits_.size() < count) host_logits_.resize(count);
+  const std::size_t bytes = f32_bytes(n_rows, config.n_vocab);
+  if (logits_.bytes() < bytes) logits_ = device_.allocate(bytes);
   const float* first_row =
       x_.f32() + static_cast<std::size_t>(n_tokens - n_rows) * static_cast<std::size_t>(config.n_embd);
   const gpu::LinearOutput output[] = {{output_.get(), nullptr, logits_.f32()}};
   device_.norm_linear(first_row, static_cast<int>(n_rows), output_norm_.f32(), config.rms_eps, output);
-  device_.download(host_logits_.data(), logits_.data(), count * sizeof(float));
+}
+
+std::span<const float> Transformer::download_logits(std::int64_t n_rows) {
+  const std::size_t bytes = f32_bytes(n_rows, model_->config().n_vocab), count = bytes / sizeof(float);
+  if (host_logits_.size() < count) host_logits_.resize(count);
+  device_.download(host_logits_.data(), logits_.data(), bytes);
   return std::span(host_logits_).first(count);
 }
 
