@@ -213,6 +213,29 @@ struct IndexSegment {
 // call. May throw; the operation then throws the same and has no other effect.
 using NextIndexRun = std::function<std::span<const IndexSegment>()>;
 
+// How a token is chosen from logits: bias, penalties, temperature, top_k, top_p, min_p, the draw, in this order and by
+// the rules of runtime/model/sampler.hpp, which is the definition. Spans: host memory, ids within the vocabulary.
+struct SampleArgs {
+  float temperature = 0;  // 0: greedy
+  std::int32_t top_k = 0;
+  float top_p = 1, min_p = 0;
+  float repetition_penalty = 1, presence_penalty = 0;  // of the tokens in `recent`, once each
+  std::span<const std::int32_t> recent;
+  std::span<const std::pair<std::int32_t, float>> logit_bias;  // of one token's the last counts
+  std::uint64_t seed = 0, position = 0;                        // decide the draw
+};
+
+struct SampledToken {
+  enum class Outcome {
+    chosen,
+    no_logit,   // no logit is above -infinity
+    none_left,  // none is left by the bias
+  };
+  Outcome outcome = Outcome::chosen;
+  std::int32_t id = 0;
+  float logprob = 0;  // natural logarithm of the token's probability by the logits as given
+};
+
 // What a forward pass is for. On some devices products of the two phases differ in bits; within a phase a token's
 // result does not depend on the tokens beside it.
 enum class Phase { prefill, decode };
@@ -327,6 +350,12 @@ class Device {
   // The k best of scores[n] (higher first; ties: lower index; NaN counts as -infinity), as ascending indices. Host
   // memory result; waits for the scores. k >= n: all indices.
   virtual std::vector<std::int32_t> top_k(const float* scores, int n, int k) = 0;
+
+  // ---- sampling
+  // Chooses a token from logits [n_vocab] and waits for it. It is the one that model::Sampler chooses, with the same
+  // log-probability, bit for bit; where this device cannot promise that, by these arguments or from these logits, the
+  // result is nullopt and the host has to choose.
+  virtual std::optional<SampledToken> sample(const float* logits, int n_vocab, const SampleArgs& args) = 0;
 
   // ---- whole tokens
   // Decoding without the host between operations; null where the device has no such thing. The device outlives the

@@ -2,6 +2,7 @@
 // this.
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include "gpu/device.hpp"
@@ -10,6 +11,9 @@ namespace mneme::gpu {
 
 struct CudaOptions {
   int ordinal = 0;  // which of the machine's devices, as CUDA numbers them
+  // How long the host waits for the device at least before it takes it for lost; 20 times the mean of the waits so far
+  // where that is longer.
+  std::chrono::milliseconds wait_limit{5000};
 };
 
 // How many CUDA devices this process can use; 0 where there is no driver or no card. Does not create a context.
@@ -19,7 +23,8 @@ int cuda_device_count() noexcept;
 // thread: allocate() and set_phase() put the calling thread on this one. Destroying it waits for what it has been
 // given. Throws Error(invalid_argument) for an ordinal that does not exist, engine_faulted or out_of_memory where the
 // device cannot be set up. After a fault of the card (an illegal access, an uncorrectable memory error) every operation
-// throws engine_faulted.
+// throws engine_faulted. So it does for a device that takes too long and is lost thereby: nothing that it has been
+// given is freed then, since it may still write there, and destroying it does not wait.
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
 
 }  // namespace mneme::gpu

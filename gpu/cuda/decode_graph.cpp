@@ -12,6 +12,7 @@
 #include "gpu/cuda/decode_heads.hpp"
 #include "gpu/cuda/decode_select.hpp"
 #include "gpu/cuda/device_matrix.hpp"
+#include "gpu/cuda/stream_signal.hpp"
 
 namespace mneme::gpu::cuda {
 namespace {
@@ -38,10 +39,8 @@ bool DecodeGraph::serves(const DecodeMemory& memory) noexcept {
   return memory.topk <= kMostCandidates && (!memory.two_stage || memory.n_candidates <= kMostCandidates);
 }
 
-DecodeGraph::DecodeGraph(const Resources& resources, std::function<void()> wait, const DecodeModel& model,
-                         const DecodeMemory& memory)
+DecodeGraph::DecodeGraph(const Resources& resources, const DecodeModel& model, const DecodeMemory& memory)
     : resources_(resources),
-      wait_(std::move(wait)),
       model_(model),
       layers_(model.layers.begin(), model.layers.end()),
       memory_(memory),
@@ -51,19 +50,27 @@ DecodeGraph::DecodeGraph(const Resources& resources, std::function<void()> wait,
   check(cudaGetDevice(&device), "asking for the current device");
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for shared memory");
   max_shared_ = static_cast<std::size_t>(bytes);
-  build(kFirstUnits);
+  grow(kFirstUnits);
+  build();
 }
 
 DecodeGraph::~DecodeGraph() {
-  if (in_flight_) cudaStreamSynchronize(resources_.stream);
   release();
 }
 
+void DecodeGraph::wait() {
+  wait_for_stream(resources_, "decoding");
+  in_flight_ = false;
+}
+
+// A lost device may still write to its memory and to the pinned memory: then both stay.
 void DecodeGraph::release() noexcept {
-  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
-  cudaFree(arena_);
-  cudaFreeHost(pinned_to_device_);
-  cudaFreeHost(pinned_to_host_);
+  free_device_memory(resources_.signal, arena_);
+  if (resources_.signal == nullptr || !resources_.signal->is_lost()) {
+    if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+    cudaFreeHost(pinned_to_device_);
+    cudaFreeHost(pinned_to_host_);
+  }
   exec_ = nullptr;
   arena_ = pinned_to_device_ = pinned_to_host_ = nullptr;
 }
@@ -128,20 +135,26 @@ DecodeGraph::Places DecodeGraph::lay_out(ScratchPlan& plan, std::byte* base) con
   return p;
 }
 
-// The tables keep what they hold. Everything else is written anew by every step.
-void DecodeGraph::build(std::int64_t max_units) {
+// Room in the host's tables. The device's follow with the next step, so nothing here can fail for want of its memory.
+void DecodeGraph::grow(std::int64_t max_units) {
   const auto n_layers = static_cast<std::int64_t>(layers_.size());
   std::vector<const void*> slots(size_of(n_layers * max_units));
   for (std::int64_t layer = 0; layer < n_layers; ++layer)
     std::copy_n(slots_.begin() + layer * max_units_, max_units_, slots.begin() + layer * max_units);
+  slots_ = std::move(slots);
+  segments_.resize(size_of(pieces_of(max_units, kSegmentUnits)));
+  max_units_ = max_units;
+  is_built_ = false;
+}
+
+// The tables keep what they hold. Everything else is written anew by every step.
+void DecodeGraph::build() {
+  if (in_flight_) wait();
   release();
   warm_ = false;
-  slots_ = std::move(slots);
-  max_units_ = max_units;
-  segments_.resize(size_of(pieces_of(max_units, kSegmentUnits)));
   const std::int64_t most = std::max(memory_.topk, memory_.two_stage ? memory_.n_candidates : 0);
-  max_wanted_ = static_cast<std::int32_t>(std::min(most, max_units));
-  const std::int64_t attended = std::min<std::int64_t>(memory_.topk, max_units);
+  max_wanted_ = static_cast<std::int32_t>(std::min(most, max_units_));
+  const std::int64_t attended = std::min<std::int64_t>(memory_.topk, max_units_);
   max_splits_ = static_cast<std::int32_t>(
       pieces_of(memory_.n_init, kSplitKeys) + attended * pieces_of(memory_.block, kSplitKeys) +
       pieces_of(memory_.longest_prefix, kSplitKeys) + pieces_of(memory_.longest_window, kSplitKeys));
@@ -167,14 +180,13 @@ void DecodeGraph::build(std::int64_t max_units) {
   for (std::size_t i = 0; i < segments_.size(); ++i) {
     if (segments_[i] != nullptr) stale_segments_.push_back(i);
   }
+  is_built_ = true;
 }
 
 void DecodeGraph::set_slot(int layer, std::int64_t unit, const void* slot) {
   if (unit >= max_units_) {
     if (slot == nullptr) return;
-    wait_();
-    in_flight_ = false;
-    build(std::max(2 * max_units_, unit + 1));
+    grow(std::max(2 * max_units_, unit + 1));
   }
   const std::size_t at = size_of(layer * max_units_ + unit);
   if (slots_[at] == slot) return;
@@ -185,9 +197,7 @@ void DecodeGraph::set_slot(int layer, std::int64_t unit, const void* slot) {
 void DecodeGraph::set_index_segment(std::int64_t segment, const void* entries) {
   if (size_of(segment) >= segments_.size()) {
     if (entries == nullptr) return;
-    wait_();
-    in_flight_ = false;
-    build(std::max(2 * max_units_, (segment + 1) * kSegmentUnits));
+    grow(std::max(2 * max_units_, (segment + 1) * kSegmentUnits));
   }
   if (segments_[size_of(segment)] == entries) return;
   segments_[size_of(segment)] = entries;
@@ -238,8 +248,9 @@ void DecodeGraph::launch(const DecodeStep& step) {
   MNEME_CHECK(step.n_initial <= memory_.n_init && step.n_window <= memory_.longest_window &&
               step.n_prefix <= memory_.longest_prefix && step.offset < memory_.capacity);
   MNEME_CHECK(step.choice != UnitChoice::all || step.n_units <= memory_.topk);
-  if (in_flight_) finish();
-  if (step.n_units > max_units_) build(std::max(2 * max_units_, step.n_units));
+  if (in_flight_) wait();
+  if (step.n_units > max_units_) grow(std::max(2 * max_units_, step.n_units));
+  if (!is_built_) build();
   upload_tables();
   write_state(step);
   in_flight_ = true;
@@ -253,8 +264,7 @@ void DecodeGraph::launch(const DecodeStep& step) {
 }
 
 int DecodeGraph::finish() {
-  wait_();
-  in_flight_ = false;
+  wait();
   DecodeState state;
   std::memcpy(&state, pinned_to_host_, sizeof state);
   return state.missing_layer;

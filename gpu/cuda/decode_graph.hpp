@@ -16,7 +16,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -33,9 +32,8 @@ class DecodeGraph final : public DecodePlan {
   // Whether the kernels can select as many units as this memory wants.
   static bool serves(const DecodeMemory& memory) noexcept;
 
-  // wait: returns when the stream has done all it was given. Throws out_of_memory.
-  DecodeGraph(const Resources& resources, std::function<void()> wait, const DecodeModel& model,
-              const DecodeMemory& memory);
+  // Throws out_of_memory.
+  DecodeGraph(const Resources& resources, const DecodeModel& model, const DecodeMemory& memory);
   ~DecodeGraph() override;
   DecodeGraph(const DecodeGraph&) = delete;
   DecodeGraph& operator=(const DecodeGraph&) = delete;
@@ -67,8 +65,10 @@ class DecodeGraph final : public DecodePlan {
     std::byte* selection = nullptr;
   };
 
-  void build(std::int64_t max_units);
+  void grow(std::int64_t max_units);
+  void build();
   Places lay_out(ScratchPlan& plan, std::byte* base) const;
+  void wait();
   void release() noexcept;
   void upload_tables();
   void write_state(const DecodeStep& step);
@@ -86,7 +86,6 @@ class DecodeGraph final : public DecodePlan {
   DecodeGuard guard(int layer) const noexcept { return {places_.state, layer}; }
 
   Resources resources_;
-  std::function<void()> wait_;
   DecodeModel model_;
   std::vector<DecodeLayer> layers_;
   DecodeMemory memory_;
@@ -100,6 +99,7 @@ class DecodeGraph final : public DecodePlan {
   Places places_;
   std::byte *pinned_to_device_ = nullptr, *pinned_to_host_ = nullptr;
   cudaGraphExec_t exec_ = nullptr;
+  bool is_built_ = false;   // arena and pinned memory have room for max_units_
   bool warm_ = false;       // the kernels have run once outside a graph, so that they are loaded
   bool in_flight_ = false;  // launched and not finished
 

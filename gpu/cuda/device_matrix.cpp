@@ -1,17 +1,13 @@
 #include "gpu/cuda/device_matrix.hpp"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <mneme/base/check.hpp>
 #include <string>
 
-#include "gpu/cuda/launch.hpp"
-
 namespace mneme::gpu::cuda {
 
-DeviceMatrix::DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout)
-    : type_(matrix.type), n_in_(matrix.n_in), n_out_(matrix.n_out), layout_(layout) {
+DeviceMatrix::DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout, StreamSignal* signal)
+    : type_(matrix.type), n_in_(matrix.n_in), n_out_(matrix.n_out), layout_(layout), signal_(signal) {
   void* data = nullptr;
   check(cudaMalloc(&data, std::max<std::size_t>(layout.bytes, 1)),
         "allocating " + std::to_string(layout.bytes) + " bytes of device memory for a weight matrix");
@@ -19,7 +15,7 @@ DeviceMatrix::DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout)
 }
 
 DeviceMatrix::~DeviceMatrix() {
-  cudaFree(data_);
+  free_device_memory(signal_, data_);
 }
 
 WeightView DeviceMatrix::view() const noexcept {

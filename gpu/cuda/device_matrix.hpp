@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "gpu/cuda/linear_layout.hpp"
+#include "gpu/cuda/runtime.hpp"
 #include "gpu/device.hpp"
 
 namespace mneme::gpu::cuda {
@@ -11,7 +12,7 @@ namespace mneme::gpu::cuda {
 class DeviceMatrix final : public Matrix {
  public:
   // Allocates; the contents are undefined. Throws out_of_memory.
-  DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout);
+  DeviceMatrix(const HostMatrix& matrix, const PlaneLayout& layout, StreamSignal* signal);
   ~DeviceMatrix() override;
   DeviceMatrix(const DeviceMatrix&) = delete;
   DeviceMatrix& operator=(const DeviceMatrix&) = delete;
@@ -29,6 +30,7 @@ class DeviceMatrix final : public Matrix {
   DType type_;
   std::size_t n_in_, n_out_;
   PlaneLayout layout_;
+  StreamSignal* signal_;
   std::byte* data_ = nullptr;
 };
 

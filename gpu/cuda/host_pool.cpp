@@ -4,6 +4,8 @@
 #include <iterator>
 #include <utility>
 
+#include "gpu/cuda/stream_signal.hpp"
+
 namespace mneme::gpu::cuda {
 namespace {
 
@@ -28,12 +30,12 @@ PinnedMemory::~PinnedMemory() {
   cudaFreeHost(data_);
 }
 
-RowUploads::RowUploads(cudaStream_t compute) : compute_(compute) {
+RowUploads::RowUploads(cudaStream_t compute, StreamSignal* signal) : compute_(compute), signal_(signal) {
   check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, 0), "creating the upload stream");
 }
 
 RowUploads::~RowUploads() {
-  cudaStreamSynchronize(stream_);
+  wait_for_all();
   cudaStreamDestroy(stream_);
 }
 
@@ -101,8 +103,21 @@ std::uint64_t RowUploads::passed() {
 
 void RowUploads::wait_for(std::uint64_t batch) {
   const std::uint64_t marked = std::max(batch, oldest_mark());
-  check(cudaEventSynchronize(marks_[marked % kMarks].get()), "waiting for uploads");
+  const cudaEvent_t mark = marks_[marked % kMarks].get();
+  if (signal_ != nullptr) {
+    signal_->wait(mark, "waiting for uploads");
+  } else {
+    check(cudaEventSynchronize(mark), "waiting for uploads");
+  }
   passed_ = std::max(passed_, marked);
+}
+
+// Errors are for the next operation to report.
+void RowUploads::wait_for_all() noexcept {
+  try {
+    if (batch_ > 0) wait_for(batch_);
+  } catch (...) {
+  }
 }
 
 PinnedRows::PinnedRows(RowUploads& uploads, std::size_t row_bytes, std::size_t max_rows)
@@ -111,8 +126,12 @@ PinnedRows::PinnedRows(RowUploads& uploads, std::size_t row_bytes, std::size_t m
       max_rows_(max_rows) {}
 
 PinnedRows::~PinnedRows() {
-  cudaStreamSynchronize(uploads_->stream_);
-  for (const PinnedMemory& slab : slabs_) uploads_->slabs_.erase(slab.data());
+  uploads_->wait_for_all();
+  const bool is_lost = uploads_->signal_ != nullptr && uploads_->signal_->is_lost();
+  for (PinnedMemory& slab : slabs_) {
+    uploads_->slabs_.erase(slab.data());
+    if (is_lost) slab.keep_for_ever();
+  }
 }
 
 std::size_t PinnedRows::bytes() const noexcept {
@@ -178,9 +197,14 @@ void Downloads::each(std::size_t n, const NextDownload& next, const Downloaded& 
   hand_over(downloaded);
 }
 
+void Downloads::wait(std::string_view doing) {
+  if (signal_ != nullptr) return signal_->wait(doing);
+  check(cudaStreamSynchronize(stream_), doing);
+}
+
 void Downloads::hand_over(const Downloaded& downloaded) {
   if (pieces_.empty()) return;
-  check(cudaStreamSynchronize(stream_), "waiting for downloads");
+  wait("waiting for downloads");
   for (const Piece& piece : pieces_) downloaded(piece.i, piece.bytes);
   pieces_.clear();
 }
@@ -189,7 +213,7 @@ void Downloads::download_alone(const Piece& piece, const Downloaded& downloaded)
   pageable_.resize(piece.bytes.size());
   check(cudaMemcpyAsync(pageable_.data(), piece.bytes.data(), pageable_.size(), cudaMemcpyDeviceToHost, stream_),
         "reading device memory");
-  check(cudaStreamSynchronize(stream_), "reading device memory");
+  wait("reading device memory");
   downloaded(piece.i, pageable_);
 }
 

@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "gpu/cuda/runtime.hpp"
@@ -34,6 +35,7 @@ class PinnedMemory {
 
   std::byte* data() const noexcept { return data_; }
   std::size_t bytes() const noexcept { return bytes_; }
+  void keep_for_ever() noexcept { data_ = nullptr; }  // a lost device may still read it
 
  private:
   std::byte* data_ = nullptr;
@@ -58,7 +60,7 @@ class PinnedRows;
 // The upload stream of a device, and the pools whose rows it copies.
 class RowUploads {
  public:
-  explicit RowUploads(cudaStream_t compute);
+  RowUploads(cudaStream_t compute, StreamSignal* signal);
   ~RowUploads();
   RowUploads(const RowUploads&) = delete;
   RowUploads& operator=(const RowUploads&) = delete;
@@ -88,9 +90,11 @@ class RowUploads {
   static constexpr std::uint64_t kMarks = 8;
   std::uint64_t passed();  // every batch up to this one is done
   void wait_for(std::uint64_t batch);
+  void wait_for_all() noexcept;
   std::uint64_t oldest_mark() const noexcept { return batch_ < kMarks ? 1 : batch_ - kMarks + 1; }
 
   cudaStream_t compute_;
+  StreamSignal* signal_;
   cudaStream_t stream_ = nullptr;
   Event compute_done_;
   std::array<Event, kMarks> marks_;  // of batch b: marks_[b % kMarks]
@@ -125,7 +129,7 @@ class PinnedRows final : public HostRows {
 // Downloads through one page-locked area: one wait for as many pieces as it holds.
 class Downloads {
  public:
-  explicit Downloads(cudaStream_t stream) noexcept : stream_(stream) {}
+  Downloads(cudaStream_t stream, StreamSignal* signal) noexcept : stream_(stream), signal_(signal) {}
   // gpu::Device::download_each.
   void each(std::size_t n, const NextDownload& next, const Downloaded& downloaded);
 
@@ -134,10 +138,12 @@ class Downloads {
     std::size_t i = 0;
     std::span<const std::byte> bytes;
   };
+  void wait(std::string_view doing);
   void hand_over(const Downloaded& downloaded);
   void download_alone(const Piece& piece, const Downloaded& downloaded);
 
   cudaStream_t stream_;
+  StreamSignal* signal_;
   std::unique_ptr<PinnedMemory> area_;  // made when first used
   std::vector<Piece> pieces_;           // under way into the area
   std::vector<std::byte> pageable_;     // for pieces larger than the area

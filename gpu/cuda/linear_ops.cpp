@@ -74,7 +74,8 @@ struct LinearOps::Impl {
 
   std::unique_ptr<Matrix> load(const HostMatrix& matrix) {
     check_shape(matrix);
-    auto result = std::make_unique<DeviceMatrix>(matrix, plane_layout(matrix.type, matrix.n_in, matrix.n_out));
+    auto result =
+        std::make_unique<DeviceMatrix>(matrix, plane_layout(matrix.type, matrix.n_in, matrix.n_out), resources.signal);
     const bool as_in_file = !is_quantised(matrix.type) && matrix.row_order.empty() &&
                             stored_elements(matrix.type, matrix.n_in) == matrix.n_in;
     if (as_in_file) {
@@ -82,7 +83,7 @@ struct LinearOps::Impl {
     } else {
       upload_repacked(matrix, *result);
     }
-    check(cudaStreamSynchronize(stream()), "uploading weights");
+    wait_for_stream(resources, "uploading weights");
     return result;
   }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,11 +19,17 @@
 
 namespace mneme::gpu::cuda {
 
+class StreamSignal;  // stream_signal.hpp. Where one may be null, null means: the runtime's own waits, without a limit
+
+// Waits until the device is done and frees device memory, but not that of a lost device, which may still write there.
+void free_device_memory(StreamSignal* signal, void* data) noexcept;
+
 // Device memory, grow-only: the largest request so far. Growing waits for the stream (it happens only while shapes
 // still grow, not in steady state).
 class DeviceScratch {
  public:
-  explicit DeviceScratch(cudaStream_t stream) noexcept : stream_(stream) {}
+  explicit DeviceScratch(cudaStream_t stream, StreamSignal* signal = nullptr) noexcept
+      : stream_(stream), signal_(signal) {}
   ~DeviceScratch();
   DeviceScratch(const DeviceScratch&) = delete;
   DeviceScratch& operator=(const DeviceScratch&) = delete;
@@ -34,6 +41,7 @@ class DeviceScratch {
 
  private:
   cudaStream_t stream_;
+  StreamSignal* signal_;
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
@@ -58,13 +66,13 @@ class ScratchPlan {
 class PinnedRing {
  public:
   // Room for `bytes` of arguments that are under way at the same time. Throws out_of_memory.
-  PinnedRing(cudaStream_t stream, std::size_t bytes);
+  PinnedRing(cudaStream_t stream, std::size_t bytes, StreamSignal* signal = nullptr);
   ~PinnedRing();
   PinnedRing(const PinnedRing&) = delete;
   PinnedRing& operator=(const PinnedRing&) = delete;
 
-  // Copies `bytes` of host memory to `to_device`, in stream order. Returns at once unless the ring is full; what is
-  // larger than half the ring waits for the stream. The host memory may be reused after the call.
+  // Copies `bytes` of host memory to `to_device`, in stream order. Returns at once unless the ring is full, as it is by
+  // more than its size. The host memory may be reused after the call.
   void upload(void* to_device, const void* from_host, std::size_t bytes);
   template <class T>
   void upload(T* to_device, std::span<const T> values) {
@@ -73,9 +81,11 @@ class PinnedRing {
 
  private:
   static constexpr int kParts = 4;
+  void put(void* to_device, const void* from_host, std::size_t bytes);
   void enter(int part);
 
   cudaStream_t stream_;
+  StreamSignal* signal_;
   std::byte* data_ = nullptr;
   std::size_t part_bytes_ = 0;
   int part_ = 0;
@@ -91,6 +101,10 @@ struct Resources {
   PinnedRing* arguments = nullptr;
   DeviceScratch* scratch = nullptr;
   int n_multiprocessors = 0;
+  StreamSignal* signal = nullptr;
 };
+
+// Waits until the stream has passed everything that was issued. Throws as StreamSignal::wait().
+void wait_for_stream(const Resources& resources, std::string_view doing);
 
 }  // namespace mneme::gpu::cuda

@@ -189,7 +189,7 @@ struct DrawMemory {
   unsigned short order[kMostSorted];  // order[r]: place of the r-th best
   float block[kSampleBlock];
   TilePeak parts[32];
-  unsigned long long sums[32];
+  unsigned long long last;
   double sum;
   int count, bucket;
 };
@@ -242,6 +242,7 @@ __device__ int draw_from_best(const SamplePlan& plan, float best, DrawMemory& me
 
 // What is left of the list: weights from `least` up, in buckets above `bucket`, and of that one up to `last`.
 struct Cut {
+  static constexpr int kUnknown = -1;  // bucket: the cut is in one with more than kMostSorted tokens
   float least;
   int bucket;
   unsigned long long last;
@@ -262,39 +263,6 @@ __device__ double sum_of_blocks(const double* sums, int n_blocks, DrawMemory& me
   const double total = memory.sum;
   __syncthreads();
   return total;
-}
-
-__device__ unsigned long long sum_over_block(unsigned long long x, DrawMemory& memory) {
-  for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(kFullWarp, x, bits);
-  if (threadIdx.x % 32 == 0) memory.sums[threadIdx.x / 32] = x;
-  __syncthreads();
-  unsigned long long all = 0;
-  for (unsigned w = 0; w < kDrawThreads / 32; ++w) all += memory.sums[w];
-  __syncthreads();
-  return all;
-}
-
-// The key of the last token of the cut's bucket that belongs to the shortest list, when they are too many to sort: by
-// halving the range of keys, a pass over the weights each time.
-__device__ unsigned long long last_of_many(const SamplePlan& plan, const Cut& cut, double passed, double wanted,
-                                           int n_tokens, DrawMemory& memory) {
-  unsigned long long low = 0, high = ~0ull;
-  while (low < high) {
-    const unsigned long long middle = low + (high - low) / 2;
-    const Cut trial{cut.least, cut.bucket, middle};
-    unsigned long long sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < n_tokens; i += kDrawThreads) {
-      const float weight = plan.weights[i];
-      if (bucket_of(weight) == cut.bucket && trial.has(weight, plan.adjusted[i], i)) sum += integer_of(weight);
-    }
-    sum = sum_over_block(sum, memory);
-    if (__dadd_rn(passed, bucket_sum(sum, cut.bucket)) < wanted) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
 }
 
 // The shortest best-first list with top_p of the weight. Sums per bucket of weights find the bucket in which it ends;
@@ -335,10 +303,7 @@ __device__ Cut cut_for_top_p(const SamplePlan& plan, double total, int n_tokens,
   }
   __syncthreads();
   const int n = memory.count;
-  if (n > kMostSorted) {
-    cut.last = last_of_many(plan, cut, passed, wanted, n_tokens, memory);
-    return cut;
-  }
+  if (n > kMostSorted) return {least, Cut::kUnknown, 0};
   rank_members(memory, n);
   if (threadIdx.x == 0) {
     double sum = passed;
@@ -347,10 +312,10 @@ __device__ Cut cut_for_top_p(const SamplePlan& plan, double total, int n_tokens,
       last = memory.keys[memory.order[r]];
       sum += static_cast<double>(memory.weights[memory.order[r]]);
     }
-    memory.sums[0] = last;
+    memory.last = last;
   }
   __syncthreads();
-  cut.last = memory.sums[0];
+  cut.last = memory.last;
   __syncthreads();
   return cut;
 }
@@ -371,18 +336,6 @@ __device__ void sum_kept(const SamplePlan& plan, int n_blocks, const Keep& keep)
     if (threadIdx.x % 8 == 0 && block < n_blocks) plan.weight_sums[block] = sum;
   }
   __syncthreads();
-}
-
-// Weights of tokens that top_k leaves out become 0: for a top_k that is too large to sort.
-__device__ void keep_best(const SamplePlan& plan, float best, int n_tokens, int n_blocks) {
-  for (int i = static_cast<int>(threadIdx.x); i < n_tokens; i += kDrawThreads) plan.weights[i] = 0.0f;
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < plan.top_k; i += kDrawThreads) {
-    const int id = plan.best_ids[i];
-    plan.weights[id] = weight_of(plan.adjusted[id], best, plan.temperature);
-  }
-  __syncthreads();
-  sum_kept(plan, n_blocks, [](int) { return true; });
 }
 
 // In the order of ids: the block of 512 in which the random part of the sum falls, then the token in it.
@@ -421,22 +374,24 @@ __device__ int draw_from_blocks(const SamplePlan& plan, int n_blocks, DrawMemory
   return memory.count;
 }
 
+constexpr int kDeclined = -1;
+
+// The token, or kDeclined: the same in all threads.
 __device__ int draw(const SamplePlan& plan, float best, int n_blocks, DrawMemory& memory) {
   const int n_tokens = n_blocks * kSampleBlock;
-  if (plan.top_k > 0 && plan.top_k <= kMostSorted) return draw_from_best(plan, best, memory);
-  if (plan.top_k > 0) keep_best(plan, best, n_tokens, n_blocks);
+  if (plan.top_k > 0) return draw_from_best(plan, best, memory);
   if (plan.top_p < 1) {
     const double total = sum_of_blocks(plan.weight_sums, n_blocks, memory);
     const Cut cut = cut_for_top_p(plan, total, n_tokens, memory);
+    if (cut.bucket == Cut::kUnknown) return kDeclined;
     sum_kept(plan, n_blocks, [&](int id) { return cut.has(plan.weights[id], plan.adjusted[id], id); });
   }
   if (plan.min_p > 0) sum_kept(plan, n_blocks, [&](int id) { return plan.weights[id] >= plan.min_p; });
   return draw_from_blocks(plan, n_blocks, memory);
 }
 
-// Grid 1, block 512, shared: DrawMemory, 65 KiB. Reads the weights up to six times (from the second-level cache), and
-// 64 times more where more than kMostSorted tokens are equally good. Sums in f64, orders as said above. The result is
-// written to the host's memory by thread 0.
+// Grid 1, block 512, shared: DrawMemory, 65 KiB. Reads the weights up to six times (from the second-level cache). Sums
+// in f64, orders as said above. The result is written to the host's memory by thread 0.
 __global__ void __launch_bounds__(kDrawThreads) draw_kernel(SamplePlan plan) {
   DrawMemory& memory = *dynamic_shared<DrawMemory>();
   const TilePeak best = find_peak(plan, memory.parts);
@@ -447,13 +402,16 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(SamplePlan plan) {
     const auto sum = static_cast<float>(sum_of_blocks(plan.raw_sums, n_blocks, memory));
     const int id = plan.temperature == 0.0f ? best.id : draw(plan, best.adjusted, n_blocks, memory);
     const float log_sum = __fmul_rn(log2_of(sum), kLn2);
-    result = {id, __fadd_rn(__fadd_rn(usable(plan.logits[id]), -best.raw), -log_sum), SampleStatus::chosen};
+    const float logit = id == kDeclined ? 0.0f : usable(plan.logits[id]);
+    result = {id, __fadd_rn(__fadd_rn(logit, -best.raw), -log_sum),
+              id == kDeclined ? SampleStatus::declined : SampleStatus::chosen};
   }
   if (threadIdx.x == 0) *plan.result = result;
 }
 
 bool valid(const SamplePlan& plan) {
-  return plan.n_vocab > 0 && plan.temperature >= 0 && plan.top_k >= 0 && plan.top_k < plan.n_vocab;
+  return plan.n_vocab > 0 && plan.temperature >= 0 && plan.top_k >= 0 && plan.top_k < plan.n_vocab &&
+         plan.top_k <= kMostSorted;
 }
 
 }  // namespace

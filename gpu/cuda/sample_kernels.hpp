@@ -12,6 +12,7 @@ enum class SampleStatus : std::int32_t {
   chosen = 1,
   no_logit = 2,   // no logit is above -infinity
   none_left = 3,  // none is left by the bias
+  declined = 4,   // too many tokens are as good as the last that top_p leaves: the host has to choose
 };
 
 struct SampleResult {
@@ -44,7 +45,7 @@ struct SamplePlan {
   int n_edits = 0;
   float repetition_penalty = 1, presence_penalty = 0;
   float temperature = 0, top_p = 1, min_p = 0;
-  int top_k = 0;      // 0: all; else below n_vocab
+  int top_k = 0;      // 0: all; else below n_vocab, at most kMostSorted
   double random = 0;  // [0, 1)
   // Scratch. n_tiles = ceil(n_vocab / kSampleTile); arrays of tokens have n_tiles * kSampleTile elements, those of
   // blocks n_tiles * 8.

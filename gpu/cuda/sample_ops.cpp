@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <mneme/base/check.hpp>
+#include <mneme/error.hpp>
+#include <new>
 
 #include "gpu/cuda/select_kernels.hpp"
 
@@ -27,11 +29,11 @@ double random_number(std::uint64_t seed, std::uint64_t position) {
 }  // namespace
 
 // edits_: one entry per token that has a bias or a penalty.
-void SampleOps::collect_edits(int n_vocab, const SampleParams& params) {
+void SampleOps::collect_edits(int n_vocab, const SampleArgs& args) {
   edits_.clear();
-  for (const auto& [id, bias] : params.logit_bias) edits_.push_back({id, bias, 0});
-  if (params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f) {
-    for (const std::int32_t id : params.recent) edits_.push_back({id, 0.0f, 1});
+  for (const auto& [id, bias] : args.logit_bias) edits_.push_back({id, bias, 0});
+  if (args.repetition_penalty != 1.0f || args.presence_penalty != 0.0f) {
+    for (const std::int32_t id : args.recent) edits_.push_back({id, 0.0f, 1});
   }
   // A token's biases stay in their order, penalties come after them.
   std::stable_sort(edits_.begin(), edits_.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
@@ -49,21 +51,55 @@ void SampleOps::collect_edits(int n_vocab, const SampleParams& params) {
   edits_.resize(n);
 }
 
-void SampleOps::sample(const float* logits, int n_vocab, const SampleParams& params, std::uint64_t position,
-                       SampleResult* pinned_result) {
-  MNEME_CHECK(n_vocab > 0 && params.temperature >= 0 && params.top_k >= 0);
-  collect_edits(n_vocab, params);
+SampleOps::~SampleOps() {
+  cudaFreeHost(result_);
+}
+
+bool SampleOps::takes(int n_vocab, const SampleArgs& args) noexcept {
+  return args.temperature == 0 || args.top_k <= kMostSorted || args.top_k >= n_vocab;
+}
+
+std::optional<SampledToken> SampleOps::choose(const float* logits, int n_vocab, const SampleArgs& args) {
+  if (!takes(n_vocab, args)) return std::nullopt;
+  if (result_ == nullptr) {
+    void* memory = nullptr;
+    check(cudaHostAlloc(&memory, sizeof(SampleResult), cudaHostAllocMapped | cudaHostAllocPortable),
+          "allocating pinned memory for a token");
+    result_ = new (memory) SampleResult;
+  }
+  *result_ = {};
+  enqueue(logits, n_vocab, args, result_);
+  wait_for_stream(resources_, "sampling");
+  const SampleResult result = *result_;
+  switch (result.status) {
+    case SampleStatus::chosen:
+      return SampledToken{SampledToken::Outcome::chosen, result.id, result.logprob};
+    case SampleStatus::no_logit:
+      return SampledToken{SampledToken::Outcome::no_logit, 0, 0};
+    case SampleStatus::none_left:
+      return SampledToken{SampledToken::Outcome::none_left, 0, 0};
+    case SampleStatus::declined:
+      return std::nullopt;
+    case SampleStatus::pending:
+      break;
+  }
+  throw Error(errc::engine_faulted, "sampling: the device has written no token");
+}
+
+void SampleOps::enqueue(const float* logits, int n_vocab, const SampleArgs& args, SampleResult* pinned_result) {
+  MNEME_CHECK(n_vocab > 0 && args.temperature >= 0 && args.top_k >= 0 && takes(n_vocab, args));
+  collect_edits(n_vocab, args);
   SamplePlan plan;
   plan.logits = logits;
   plan.n_vocab = n_vocab;
   plan.n_edits = static_cast<int>(edits_.size());
-  plan.repetition_penalty = params.repetition_penalty;
-  plan.presence_penalty = params.presence_penalty;
-  plan.temperature = params.temperature;
-  plan.top_p = params.top_p;
-  plan.min_p = params.min_p;
-  plan.top_k = params.top_k < n_vocab && params.temperature > 0 ? params.top_k : 0;
-  plan.random = random_number(params.seed, position);
+  plan.repetition_penalty = args.repetition_penalty;
+  plan.presence_penalty = args.presence_penalty;
+  plan.temperature = args.temperature;
+  plan.top_p = args.top_p;
+  plan.min_p = args.min_p;
+  plan.top_k = args.top_k < n_vocab && args.temperature > 0 ? args.top_k : 0;
+  plan.random = random_number(args.seed, args.position);
   void* result = nullptr;
   check(cudaHostGetDevicePointer(&result, pinned_result, 0), "mapping the result of sampling");
   plan.result = static_cast<SampleResult*>(result);

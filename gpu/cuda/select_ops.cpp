@@ -174,6 +174,7 @@ std::vector<std::int32_t> SelectOps::top_k(const float* scores, int n, int k) {
     return ids;
   }
   if (k > host_capacity_) {
+    if (host_ids_ != nullptr) wait_for_stream(resources_, "selecting");  // freeing would, without a limit
     cudaFreeHost(std::exchange(host_ids_, nullptr));
     host_capacity_ = 0;
     void* memory = nullptr;
@@ -184,7 +185,7 @@ std::vector<std::int32_t> SelectOps::top_k(const float* scores, int n, int k) {
     host_capacity_ = wanted;
   }
   enqueue_top_k(scores, n, k, nullptr, ids.size() * sizeof(std::int32_t));
-  check(cudaStreamSynchronize(resources_.stream), "selecting");
+  wait_for_stream(resources_, "selecting");
   std::copy_n(host_ids_, ids.size(), ids.begin());
   return ids;
 }

@@ -41,15 +41,28 @@ std::size_t AgentRun::prefill(std::uint64_t seg, std::span<const std::int32_t> r
   return fed;
 }
 
-std::span<const float> AgentRun::decode(std::uint64_t seg, std::int32_t token) {
+// work(): feeds one token of segment `seg`.
+template <class Work>
+auto AgentRun::decoding(std::uint64_t seg, const Work& work) {
   const auto start = std::chrono::steady_clock::now();
   seg_ = seg;
-  const std::span<const float> logits = session_.decode(token);
+  const auto result = work();
   figures_->decoded += 1;
   figures_->decode_us += micros_since(start);
   update_figures();
+  return result;
+}
+
+std::span<const float> AgentRun::decode(std::uint64_t seg, std::int32_t token) {
+  const std::span<const float> logits = decoding(seg, [&] { return session_.decode(token); });
   if (probe_) probe_(name_, static_cast<std::uint64_t>(session_.position()), logits);
   return logits;
+}
+
+model::Sampled AgentRun::decode_and_sample(std::uint64_t seg, std::int32_t token, model::Sampler& sampler,
+                                           std::span<const std::int32_t> recent) {
+  if (!probe_) return decoding(seg, [&] { return session_.decode_and_sample(token, sampler, recent); });
+  return sampler.sample(decode(seg, token), recent, static_cast<std::uint64_t>(session_.position()));
 }
 
 void AgentRun::update_figures() {

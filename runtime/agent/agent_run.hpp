@@ -57,6 +57,9 @@ class AgentRun {
   std::size_t prefill(std::uint64_t seg, std::span<const std::int32_t> rest);
   // One decoded token; the logits are valid until the next call for any agent.
   std::span<const float> decode(std::uint64_t seg, std::int32_t token);
+  // One decoded token and the one that the sampler chooses after it, as Session::decode_and_sample().
+  model::Sampled decode_and_sample(std::uint64_t seg, std::int32_t token, model::Sampler& sampler,
+                                   std::span<const std::int32_t> recent);
 
   // Logits after the last decoded token, for a turn that begins without a token of its own: one that goes on after a
   // resume, or of a template without a generation prompt. Empty: none.
@@ -74,6 +77,8 @@ class AgentRun {
   const std::shared_ptr<RunFigures>& figures() const noexcept { return figures_; }
 
  private:
+  template <class Work>
+  auto decoding(std::uint64_t seg, const Work& work);
   void update_figures();
 
   const std::string name_;

@@ -49,6 +49,11 @@ TurnDecoder::Pick TurnDecoder::sample(std::span<const float> logits, std::uint64
   return {sampled.id, sampled.logprob};
 }
 
+TurnDecoder::Pick TurnDecoder::feed_and_sample(AgentRun& run, std::uint64_t seg, std::int32_t token) {
+  const model::Sampled sampled = run.decode_and_sample(seg, token, impl_->sampler, impl_->ids);
+  return {sampled.id, sampled.logprob};
+}
+
 bool TurnDecoder::is_stop(std::int32_t id) const {
   return impl_->tokenizer.is_stop(id);
 }

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "runtime/agent/agent_run.hpp"
 #include "runtime/agent/turn_params.hpp"
 #include "runtime/model/model_file.hpp"
 
@@ -25,6 +26,8 @@ class TurnDecoder {
   };
   // logits: [n_vocab]. pos: the position that the token will have.
   Pick sample(std::span<const float> logits, std::uint64_t pos);
+  // Feeds a token to the turn's run, which belongs to segment `seg`, and chooses the one after it.
+  Pick feed_and_sample(AgentRun& run, std::uint64_t seg, std::int32_t token);
   bool is_stop(std::int32_t id) const;
 
   struct Piece {

@@ -64,8 +64,7 @@ class TurnJob {
     if (task_.handle->control().paused) return Step::parked;
     if (!has_room_ && !task_.handle->stream().reserve()) return Step::parked;
     has_room_ = true;
-    const std::span<const float> logits = next_logits();
-    const TurnDecoder::Pick pick = decoder_.sample(logits, position());
+    const TurnDecoder::Pick pick = next_token();
     if (decoder_.is_stop(pick.id)) return end(Finish::stop);
     const TurnDecoder::Piece piece = decoder_.accept(pick.id);
     if (piece.stop_matched && piece.text.empty()) return end(Finish::stop);
@@ -77,29 +76,38 @@ class TurnJob {
     return Step::again;
   }
 
-  std::span<const float> next_logits() {
-    if (pending_.has_value()) return feed();
-    kept_ = std::exchange(task_.run->kept_logits, {});
-    MNEME_CHECK(!kept_.empty());  // a resumed turn goes on from the replay's last logits
-    return kept_;
-  }
-
-  std::span<const float> feed() {
-    if (!pending_.has_value()) return {};
+  // decode(seg, id): feeds the token that waits.
+  template <class Decode>
+  auto take_pending(const Decode& decode) {
     const std::int32_t id = *std::exchange(pending_, std::nullopt);
     const std::uint64_t seg = task_.seg + decode_seg_offset_ + decoded_ / store::kMaxDecodeTokens;
     ++decoded_;
     memory::Context& memory = task_.run->session().memory();
-    if (trace_ == nullptr || stopped_) return task_.run->decode(seg, id);  // once stopped, the trace is given away
+    if (trace_ == nullptr || stopped_) return decode(seg, id);  // once stopped, the trace is given away
     memory.set_observer([this](const memory::ChunkReport& report) { trace_->record(report); });
     try {
-      const auto logits = task_.run->decode(seg, id);
+      const auto result = decode(seg, id);
       memory.set_observer(nullptr);
-      return logits;
+      return result;
     } catch (...) {
       memory.set_observer(nullptr);
       throw;
     }
+  }
+
+  TurnDecoder::Pick next_token() {
+    if (pending_.has_value()) {
+      return take_pending(
+          [this](std::uint64_t seg, std::int32_t id) { return decoder_.feed_and_sample(*task_.run, seg, id); });
+    }
+    kept_ = std::exchange(task_.run->kept_logits, {});
+    MNEME_CHECK(!kept_.empty());  // a resumed turn goes on from the replay's last logits
+    return decoder_.sample(kept_, position());
+  }
+
+  void feed() {
+    if (!pending_.has_value()) return;
+    take_pending([this](std::uint64_t seg, std::int32_t id) { return task_.run->decode(seg, id); });
   }
 
   void give(std::int32_t id, std::uint64_t pos, const std::string& text, float logprob, bool journaled) {

@@ -85,4 +85,30 @@ std::span<const float> Session::decode(TokenId token) {
                               Transformer::Logits::last);
 }
 
+Sampled Session::decode_and_sample(TokenId token, Sampler& sampler, std::span<const TokenId> recent) {
+  const SamplingParams& params = sampler.params();
+  gpu::SampleArgs args;
+  args.temperature = params.temperature;
+  args.top_k = params.top_k;
+  args.top_p = params.top_p;
+  args.min_p = params.min_p;
+  args.repetition_penalty = params.repetition_penalty;
+  args.presence_penalty = params.presence_penalty;
+  args.recent = recent.last(std::min(recent.size(), params.penalty_window));
+  args.logit_bias = params.logit_bias;
+  args.seed = params.seed;
+  args.position = static_cast<std::uint64_t>(position()) + 1;
+  const Transformer::Next next = transformer_.forward_and_sample(memory_, token, args);
+  if (!next.token.has_value()) return sampler.sample(next.logits, recent, args.position);
+  switch (next.token->outcome) {
+    case gpu::SampledToken::Outcome::chosen:
+      break;
+    case gpu::SampledToken::Outcome::no_logit:
+      fail_without_logit();
+    case gpu::SampledToken::Outcome::none_left:
+      fail_without_token();
+  }
+  return {next.token->id, next.token->logprob};
+}
+
 }  // namespace mneme::model

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "memory/context.hpp"
+#include "runtime/model/sampler.hpp"
 #include "runtime/model/transformer.hpp"
 
 namespace mneme::model {
@@ -42,6 +43,10 @@ class Session {
   // Feeds one token as a chunk of its own and returns the logits after it, [n_vocab], valid until the next call on this
   // transformer.
   std::span<const float> decode(TokenId token);
+
+  // Feeds one token as decode() does and chooses the one after it, whose position is position() after the call: what
+  // sampler.sample() chooses from decode()'s logits, on the device where it can. Throws as both.
+  Sampled decode_and_sample(TokenId token, Sampler& sampler, std::span<const TokenId> recent);
 
   // Teacher-forced scoring: like prefill_some, and returns the logits of every fed token, [fed][n_vocab].
   std::int64_t prefill_some_with_logits(std::span<const TokenId> rest, std::span<const float>& logits);

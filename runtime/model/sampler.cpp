@@ -180,6 +180,14 @@ Sampler::Sampler(SamplingParams params, std::size_t n_vocab)
   weights_.resize(logits_.size());
 }
 
+void fail_without_logit() {
+  throw Error(errc::engine_faulted, "no token has a logit above -infinity");
+}
+
+void fail_without_token() {
+  throw Error(errc::engine_faulted, "logit_bias leaves no token to choose");
+}
+
 bool Sampler::is_better(const Candidate& a, const Candidate& b) noexcept {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
@@ -194,7 +202,7 @@ Sampled Sampler::sample(std::span<const float> logits, std::span<const TokenId> 
     store(logits_.data() + at, usable(load(logits_.data() + at)));
   }
   const float best = largest(logits_.data(), logits_.size());
-  if (best == -kInfinity) throw Error(errc::engine_faulted, "no token has a logit above -infinity");
+  if (best == -kInfinity) fail_without_logit();
   const float log_sum = log_sum_exp(logits_.data(), logits_.size(), best);
   adjust(logits, recent);
   const TokenId id = draw(position);
@@ -221,7 +229,7 @@ void Sampler::adjust(std::span<const float> logits, std::span<const TokenId> rec
 
 TokenId Sampler::draw(std::uint64_t position) {
   const float best = largest(logits_.data(), logits_.size());
-  if (best == -kInfinity) throw Error(errc::engine_faulted, "logit_bias leaves no token to choose");
+  if (best == -kInfinity) fail_without_token();
   if (params_.temperature == 0) {
     return static_cast<TokenId>(std::find(logits_.begin(), logits_.end(), best) - logits_.begin());
   }

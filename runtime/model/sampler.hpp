@@ -40,6 +40,10 @@ struct Sampled {
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
                                         std::array<std::uint32_t, 2> key) noexcept;
 
+// Throw engine_faulted for a choice that cannot be made, here or on a device.
+[[noreturn]] void fail_without_logit();  // no logit is above -infinity
+[[noreturn]] void fail_without_token();  // none is left by logit_bias
+
 // Of equal logits the lower id is the better one. NaN counts as -infinity, +infinity as the largest finite number.
 // Tokens at -infinity are never chosen. Used by one thread at a time; keeps working memory, no state that affects
 // results.

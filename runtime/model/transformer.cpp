@@ -116,26 +116,27 @@ std::size_t Transformer::weight_bytes() const noexcept {
   return bytes;
 }
 
-std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
-                                            std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
+// n_rows: of logits. read(): gets the pass's result from the device, before the context takes the tokens over.
+template <class Read>
+auto Transformer::run_pass(memory::Context& context, std::span<const TokenId> tokens,
+                           std::span<const std::int64_t> chunks, gpu::Phase phase, std::int64_t n_rows,
+                           const Read& read) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
-  const bool by_plan =
-      phase == gpu::Phase::decode && n_tokens == 1 && wanted == Logits::last && can_decode_by_plan(context);
+  const bool by_plan = phase == gpu::Phase::decode && n_tokens == 1 && n_rows == 1 && can_decode_by_plan(context);
   context.begin_pass(chunks);
   try {
     device_.set_phase(phase);
-    std::span<const float> logits;
     if (by_plan) {
       context.decode_by_plan(tokens.front());
-      logits = download_logits(logits_.f32(), 1);
     } else {
       device_.embed(*table_, tokens, x_.f32());
       run_layers(context, n_tokens);
-      logits = compute_logits(n_tokens, wanted);
+      compute_logits(n_tokens, n_rows);
     }
+    const auto result = read();
     context.end_pass();
-    return logits;
+    return result;
   } catch (...) {
     context.abandon_pass();
     throw;
@@ -161,6 +162,24 @@ std::unique_ptr<gpu::DecodePlan> Transformer::make_plan(const gpu::DecodeMemory&
   model.logits = logits_.f32();
   model.rms_eps = model_->config().rms_eps;
   return device_.make_decode_plan(model, memory);
+}
+
+std::span<const float> Transformer::forward(memory::Context& context, std::span<const TokenId> tokens,
+                                            std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
+  return run_pass(context, tokens, chunks, phase, n_rows, [&] { return download_logits(n_rows); });
+}
+
+Transformer::Next Transformer::forward_and_sample(memory::Context& context, TokenId token,
+                                                  const gpu::SampleArgs& args) {
+  const std::int64_t one = 1;
+  return run_pass(context, std::span(&token, 1), std::span(&one, 1), gpu::Phase::decode, 1, [&] {
+    Next next;
+    next.token = device_.sample(logits_.f32(), model_->config().n_vocab, args);
+    if (!next.token.has_value()) next.logits = download_logits(1);
+    return next;
+  });
 }
 
 // x: [n_tokens, n_embd] residual stream, updated in place by every layer.
@@ -193,25 +212,24 @@ void Transformer::run_layers(memory::Context& context, std::int64_t n_tokens) {
   }
 }
 
-// The output norm and matrix on the wanted rows only.
-std::span<const float> Transformer::compute_logits(std::int64_t n_tokens, Logits wanted) {
+// The output norm and matrix on the last n_rows rows.
+void Transformer::compute_logits(std::int64_t n_tokens, std::int64_t n_rows) {
   const ModelConfig& config = model_->config();
-  const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
-  if (n_rows == 0) return {};
+  if (n_rows == 0) return;
   if (n_rows > 1 && many_logits_.bytes() < f32_bytes(n_rows, config.n_vocab))
     many_logits_ = device_.allocate(f32_bytes(n_rows, config.n_vocab));
-  float* logits = n_rows == 1 ? logits_.f32() : many_logits_.f32();
+  float* logits = n_rows > 1 ? many_logits_.f32() : logits_.f32();
   const float* first_row =
       x_.f32() + static_cast<std::size_t>(n_tokens - n_rows) * static_cast<std::size_t>(config.n_embd);
   const gpu::LinearOutput output[] = {{output_.get(), nullptr, logits}};
   device_.norm_linear(first_row, static_cast<int>(n_rows), output_norm_.f32(), config.rms_eps, output);
-  return download_logits(logits, n_rows);
 }
 
-std::span<const float> Transformer::download_logits(const float* logits, std::int64_t n_rows) {
-  const std::size_t count = static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(model_->config().n_vocab);
+std::span<const float> Transformer::download_logits(std::int64_t n_rows) {
+  if (n_rows == 0) return {};
+  const std::size_t bytes = f32_bytes(n_rows, model_->config().n_vocab), count = bytes / sizeof(float);
   if (host_logits_.size() < count) host_logits_.resize(count);
-  device_.download(host_logits_.data(), logits, count * sizeof(float));
+  device_.download(host_logits_.data(), n_rows > 1 ? many_logits_.data() : logits_.data(), bytes);
   return std::span(host_logits_).first(count);
 }
 

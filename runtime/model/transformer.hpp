@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -41,13 +42,24 @@ class Transformer {
   std::span<const float> forward(memory::Context& context, std::span<const TokenId> tokens,
                                  std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted);
 
+  // The token that the device chooses, or, if the host has to, the logits: [n_vocab], valid until the next call.
+  struct Next {
+    std::optional<gpu::SampledToken> token;
+    std::span<const float> logits;
+  };
+  // Appends a token to the context as a decode pass of its own. If anything throws, the context is as before the call.
+  Next forward_and_sample(memory::Context& context, TokenId token, const gpu::SampleArgs& args);
+
  private:
   struct Layer;
+  template <class Read>
+  auto run_pass(memory::Context& context, std::span<const TokenId> tokens, std::span<const std::int64_t> chunks,
+                gpu::Phase phase, std::int64_t n_rows, const Read& read);
   void run_layers(memory::Context& context, std::int64_t n_tokens);
   bool can_decode_by_plan(memory::Context& context);
   std::unique_ptr<gpu::DecodePlan> make_plan(const gpu::DecodeMemory& memory);
-  std::span<const float> compute_logits(std::int64_t n_tokens, Logits wanted);
-  std::span<const float> download_logits(const float* logits, std::int64_t n_rows);
+  void compute_logits(std::int64_t n_tokens, std::int64_t n_rows);
+  std::span<const float> download_logits(std::int64_t n_rows);
 
   gpu::Device& device_;
   std::shared_ptr<const ModelFile> model_;

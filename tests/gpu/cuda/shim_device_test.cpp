@@ -1,11 +1,15 @@
 // The CUDA device as a whole on the stand-in: memory, and what happens when the card has no room or fails.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "gpu/cuda/cuda_device.hpp"
+#include "gpu/cuda/launch.hpp"
+#include "gpu/cuda/stream_signal.hpp"
 #include "mneme/error.hpp"
 #include "tests/support/cuda_shim/shim.hpp"
 
@@ -105,6 +109,104 @@ TEST_CASE("after a fault of the card every operation is refused, and the device 
   }
   const auto another = make_cuda_device();  // of a new process, so to speak
   CHECK(another->allocate(1).bytes() == 1);
+}
+
+// A device that hangs while this lives.
+struct Hang {
+  Hang() { cuda_shim::hang(true); }
+  ~Hang() { cuda_shim::hang(false); }
+};
+
+TEST_CASE("a device that does not answer within the limit is lost: typed errors at once, nothing waits for it") {
+  auto device = make_cuda_device({.wait_limit = std::chrono::milliseconds(40)});
+  const std::vector<std::uint8_t> bytes(100, 7);
+  std::vector<std::uint8_t> back(100);
+  Buffer buffer = device->allocate(400);
+  std::vector<float> scores(100, 1.0f);
+  device->upload(buffer.data(), scores.data(), 400);
+  auto matrix = device->load_matrix({DType::f32, 8, 1, std::as_bytes(std::span(scores).first(8)), {}});
+  {
+    const Hang hang;
+    const auto start = std::chrono::steady_clock::now();
+    const Error error = thrown([&] { device->top_k(buffer.f32(), 100, 3); });
+    CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(40));
+    CHECK(error.code() == errc::engine_faulted);
+    CHECK(std::string(error.what()).find("did not answer for 0.04 s") != std::string::npos);
+
+    const std::int32_t id = 0;
+    const std::function<void()> operations[] = {
+        [&] { device->synchronize(); },
+        [&] { device->upload(buffer.data(), bytes.data(), 100); },
+        [&] { device->download(back.data(), buffer.data(), 100); },
+        [&] { device->copy(buffer.at(100), buffer.data(), 100); },
+        [&] { device->fill_zero(buffer.data(), 100); },
+        [&] { device->allocate(1); },
+        [&] { device->set_phase(Phase::decode); },
+        [&] { device->embed(*matrix, std::span(&id, 1), buffer.f32()); },
+        [&] { device->attention({}); },
+        [&] { device->rope(buffer.f32(), 1, 1, 8, buffer.f32(), buffer.f32(), 0, buffer.f32()); },
+        [&] { device->top_k(buffer.f32(), 100, 3); },
+    };
+    for (const auto& operation : operations) {
+      const Error again = thrown(operation);
+      CHECK(again.code() == errc::engine_faulted);
+      CHECK(std::string(again.what()).find("did not answer") != std::string::npos);
+    }
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(4));  // the limit was waited for once
+    matrix.reset();
+    buffer = Buffer();
+    device.reset();  // ends the process if it waits
+  }
+  // What was under way comes late, and finds its memory.
+  const auto another = make_cuda_device();
+  const Buffer there = another->allocate(100);
+  another->upload(there.data(), bytes.data(), 100);
+  CHECK(bytes_of(*another, there) == bytes);
+}
+
+TEST_CASE("a device that hangs when it is closed is left alone") {
+  auto device = make_cuda_device({.wait_limit = std::chrono::milliseconds(40)});
+  Buffer buffer = device->allocate(100);
+  device->fill_zero(buffer.data(), 100);
+  const Hang hang;
+  buffer = Buffer();
+  device.reset();
+}
+
+TEST_CASE("waits below the limit are only waits, and the limit grows with them") {
+  cudaStream_t stream = nullptr;
+  gpu::cuda::check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, 0), "creating a stream");
+  {
+    gpu::cuda::StreamSignal signal(stream, {.least = std::chrono::milliseconds(10), .waits = 1000});
+    CHECK(signal.limit() == std::chrono::milliseconds(10));
+    void* memory = nullptr;
+    gpu::cuda::check(cudaMalloc(&memory, std::size_t{64} << 20), "allocating");
+    gpu::cuda::check(cudaMemsetAsync(memory, 0, std::size_t{64} << 20, stream), "clearing");
+    const auto waits = cuda_shim::counts().waits;
+    signal.wait("waiting");
+    CHECK(cuda_shim::counts().waits == waits + 1);
+    CHECK(signal.limit() > std::chrono::milliseconds(10));  // clearing 64 MiB takes longer than 10 us
+    signal.wait("waiting for nothing");
+    CHECK(cuda_shim::counts().waits == waits + 1);
+    CHECK(!signal.is_lost());
+    cudaFree(memory);
+  }
+  cudaStreamDestroy(stream);
+}
+
+TEST_CASE("an error of the stream, behind which no host function comes, is found by asking") {
+  auto device = make_cuda_device();
+  const Buffer buffer = device->allocate(100);
+  device->fill_zero(buffer.data(), 100);
+  {
+    const Hang hang;                                           // so that the host function does not come before
+    cuda_shim::fail_call(3, cudaErrorECCUncorrectable, true);  // query, host function, query
+    const Error error = thrown([&] { device->synchronize(); });
+    CHECK(error.code() == errc::engine_faulted);
+    CHECK(std::string(error.what()).find("did not answer") == std::string::npos);
+  }
+  CHECK(thrown([&] { device->synchronize(); }).code() == errc::engine_faulted);
+  cuda_shim::clear_failures();
 }
 
 TEST_CASE("the device names the card and everything that decides its bits") {

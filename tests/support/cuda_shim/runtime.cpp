@@ -1,6 +1,7 @@
 // The runtime API of the CUDA stand-in. Work on a stream is done as late as the rules allow: when somebody waits for
 // it. So a host that reads a result too early, or reuses memory that a stream has yet to read, gets wrong results here
 // too.
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -9,6 +10,8 @@
 #include <mutex>
 #include <new>
 #include <set>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/support/cuda_shim/shim.hpp"
@@ -48,7 +51,12 @@ struct State {
   bool failure_is_sticky = false;
   int device_count = 1;
   Counts counts;
-} state;
+  bool hangs = false;
+  bool has_driver = false;                                    // the driver's thread runs
+  std::deque<std::pair<CUstream_st*, std::uint64_t>> wanted;  // what it runs: streams, up to which ticket
+  std::condition_variable_any driver;
+};
+State& state = *new State;  // never destroyed: the driver's thread uses it to the end, and a hung device its memory
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
@@ -73,6 +81,10 @@ bool is_pinned(const void* address) {
 }
 
 void run_until(CUstream_st* stream, std::uint64_t ticket) {
+  if (state.hangs && stream->done < ticket) {
+    std::fprintf(stderr, "cuda_shim: somebody waits in the runtime for a device that hangs\n");
+    std::abort();
+  }
   while (stream->done < ticket && !stream->queue.empty()) {
     const Operation next = std::move(stream->queue.front());
     stream->queue.pop_front();
@@ -96,6 +108,17 @@ void issue(CUstream_st* stream, Operation operation) {
   }
   stream->queue.push_back(std::move(operation));
   ++stream->issued;
+}
+
+// The driver's own thread: runs streams up to the host functions that were put on them.
+void run_driver() {
+  std::unique_lock lock(state.mutex);
+  for (;;) {
+    state.driver.wait(lock, [] { return !state.hangs && !state.wanted.empty(); });
+    const auto [stream, ticket] = state.wanted.front();
+    state.wanted.pop_front();
+    if (state.streams.contains(stream)) run_until(stream, ticket);
+  }
 }
 
 // Waiting is not allowed while a stream is being captured.
@@ -126,6 +149,11 @@ void set_device_memory(std::size_t bytes) {
 void set_pinned_memory(std::size_t bytes) {
   const Lock lock(state.mutex);
   state.pinned_limit = bytes;
+}
+void hang(bool hangs) {
+  const Lock lock(state.mutex);
+  state.hangs = hangs;
+  state.driver.notify_one();
 }
 Counts counts() {
   const Lock lock(state.mutex);
@@ -346,6 +374,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   MNEME_SHIM_ENTER();
   return wait(stream);
 }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  MNEME_SHIM_ENTER();
+  return stream->queue.empty() ? cudaSuccess : fail(cudaErrorNotReady);
+}
 cudaError_t cudaDeviceSynchronize() {
   MNEME_SHIM_ENTER();
   ++state.counts.waits;
@@ -387,7 +419,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   MNEME_SHIM_ENTER();
   if (event->stream == nullptr || event->stream->done >= event->ticket) return cudaSuccess;
-  return cudaErrorNotReady;
+  return fail(cudaErrorNotReady);
 }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
   *ms = 0.001f;
@@ -398,6 +430,11 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
   issue(stream, [function, argument] {
     if (state.sticky == cudaSuccess) function(argument);  // the driver does not call it after an error either
   });
+  if (stream->capture != nullptr) return cudaSuccess;
+  ++state.counts.waits;
+  if (!std::exchange(state.has_driver, true)) std::thread(run_driver).detach();
+  state.wanted.emplace_back(stream, stream->issued);
+  state.driver.notify_one();
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {

@@ -18,7 +18,11 @@ void clear_failures();
 void set_device_memory(std::size_t bytes);
 // Host memory that can be page-locked; cudaHostAlloc beyond it fails. Default: no bound.
 void set_pinned_memory(std::size_t bytes);
-// How often the host has waited for the device (synchronize, pageable copies) and allocated device memory.
+// true: from now on the device does nothing. Queries say that it is not ready, host functions are not called, and who
+// waits in the runtime, which would be for ever, ends the process. false: it goes on with what it has been given.
+void hang(bool hangs);
+// How often the host has waited for the device (synchronize, pageable copies, host functions, which somebody waits for)
+// and allocated device memory.
 struct Counts {
   std::uint64_t waits = 0, allocations = 0, launches = 0, graph_launches = 0;
 };

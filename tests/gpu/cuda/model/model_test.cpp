@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <set>
 #include <vector>
 
 #include "gpu/host/host_device.hpp"
@@ -112,5 +113,82 @@ TEST_CASE("a life that began on the CPU goes on on the GPU, and back") {
   for (std::size_t i = 75; i < tokens.size(); ++i) {
     CAPTURE(i);
     REQUIRE(largest_difference(third.decode(tokens[i]), whole.decode(tokens[i])) <= 1e-3);
+  }
+}
+
+namespace {
+
+struct Tokens {
+  std::vector<TokenId> ids;
+  std::vector<float> logprobs;
+  bool operator==(const Tokens&) const = default;
+};
+
+struct SamplingCase {
+  const char* name;
+  model::SamplingParams params;
+};
+
+std::vector<SamplingCase> sampling_cases() {
+  std::vector<SamplingCase> cases{{"greedy", {}}, {"temperature", {}}, {"top_p and penalties", {}}, {"top_k", {}}};
+  cases[1].params.temperature = 0.8f;
+  cases[2].params.temperature = 1.5f;
+  cases[2].params.top_p = 0.9f;
+  cases[2].params.min_p = 0.01f;
+  cases[2].params.repetition_penalty = 1.3f;
+  cases[2].params.presence_penalty = 0.4f;
+  cases[2].params.penalty_window = 16;
+  cases[3].params.temperature = 1.0f;
+  cases[3].params.top_k = 20;
+  cases[3].params.top_p = 0.95f;
+  cases[3].params.logit_bias = {{40, -INFINITY}, {41, 3.0f}, {319, -2.0f}};
+  for (std::size_t i = 0; i < cases.size(); ++i) cases[i].params.seed = 11 + i;
+  return cases;
+}
+
+constexpr std::size_t kTurn = 40;
+
+// A turn of kTurn tokens after the prompt; next(session, sampler, token, recent) feeds a token and gives the next.
+template <class Next>
+Tokens turn(Life& life, const model::SamplingParams& params, const Next& next) {
+  const auto tokens = prompt(9);
+  life.read(std::span(tokens).first(8));
+  model::Sampler sampler(params, test::kTinyVocabulary);
+  Tokens given;
+  TokenId token = tokens.back();
+  while (given.ids.size() < kTurn) {
+    const model::Sampled sampled = next(life.session, sampler, token, given.ids);
+    token = sampled.id;
+    given.ids.push_back(sampled.id);
+    given.logprobs.push_back(sampled.logprob);
+  }
+  return given;
+}
+
+model::Sampled on_device(model::Session& session, model::Sampler& sampler, TokenId token,
+                         std::span<const TokenId> recent) {
+  return session.decode_and_sample(token, sampler, recent);
+}
+
+model::Sampled on_host(model::Session& session, model::Sampler& sampler, TokenId token,
+                       std::span<const TokenId> recent) {
+  const auto logits = session.decode(token);
+  return sampler.sample(logits, recent, static_cast<std::uint64_t>(session.position()));
+}
+
+}  // namespace
+
+TEST_CASE("turns have the same tokens whether the device chooses them or the host from downloaded logits") {
+  test::TinyModelSpec spec;
+  spec.n_layers = 1;
+  const auto file = tiny(spec);
+  const memory::Params params = small_memory(memory::SelectorKind::two_stage);
+  for (const SamplingCase& c : sampling_cases()) {
+    CAPTURE(c.name);
+    Life a(test::test_device({}), file, params), b(test::test_device({}), file, params);
+    const Tokens of_device = turn(a, c.params, on_device), of_host = turn(b, c.params, on_host);
+    CHECK(of_device.ids == of_host.ids);
+    CHECK(same_bits(of_device.logprobs, of_host.logprobs));
+    CHECK(std::set<TokenId>(of_device.ids.begin(), of_device.ids.end()).size() > 1);
   }
 }
