@@ -22,6 +22,26 @@ std::string seconds(std::chrono::nanoseconds time) {
   return text;
 }
 
+// Makes a device the thread's current one while it lives.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "selecting the CUDA device");
+    changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 }  // namespace
 
 struct StreamSignal::Shared {
@@ -38,6 +58,7 @@ struct StreamSignal::Call {
 StreamSignal::StreamSignal(cudaStream_t stream, WaitLimits limits)
     : stream_(stream), limits_(limits), shared_(std::make_shared<Shared>()) {
   int least = 0, greatest = 0;
+  check(cudaGetDevice(&device_), "asking for the current device");
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
   check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, greatest), "creating a stream for waiting");
 }
@@ -64,6 +85,7 @@ std::chrono::nanoseconds StreamSignal::limit() const noexcept {
 
 void StreamSignal::wait(std::string_view doing) {
   require_answering();
+  const CurrentDevice current(device_);
   if (is_done(stream_, doing)) return;
   const auto start = Clock::now();
   wait_behind(stream_, doing);
@@ -73,6 +95,7 @@ void StreamSignal::wait(std::string_view doing) {
 
 void StreamSignal::wait(cudaEvent_t event, std::string_view doing) {
   require_answering();
+  const CurrentDevice current(device_);
   const cudaError_t state = cudaEventQuery(event);
   if (state == cudaSuccess) return;
   if (state != cudaErrorNotReady) check(state, doing);

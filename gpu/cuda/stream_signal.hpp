@@ -21,12 +21,12 @@ struct WaitLimits {
   int waits = 20;  // the limit is this many times the running mean of waits, where that is more
 };
 
-// Used by one thread at a time. Invariants:
+// Used by one thread at a time, whatever its current device. Invariants:
 //   1. Once lost, every wait throws the same Error(engine_faulted) at once.
 //   2. A host function that comes late touches only what it shares with the signal, which lives as long as either.
 class StreamSignal {
  public:
-  // Throws engine_faulted, out_of_memory.
+  // stream: of the current device. Throws engine_faulted, out_of_memory.
   explicit StreamSignal(cudaStream_t stream, WaitLimits limits = {});
   ~StreamSignal();  // does not wait
   StreamSignal(const StreamSignal&) = delete;
@@ -49,6 +49,7 @@ class StreamSignal {
   void wait_behind(cudaStream_t stream, std::string_view doing);
   bool is_done(cudaStream_t stream, std::string_view doing);
 
+  int device_ = 0;  // the streams'
   cudaStream_t stream_;
   cudaStream_t side_ = nullptr;  // waits for events, so that their host functions hold no work up
   const WaitLimits limits_;

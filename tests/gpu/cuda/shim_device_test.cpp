@@ -111,6 +111,9 @@ TEST_CASE("after a fault of the card every operation is refused, and the device 
   CHECK(another->allocate(1).bytes() == 1);
 }
 
+// Long enough for a busy machine to run the stand-in's driver in between.
+constexpr std::chrono::milliseconds kLimit{1000};
+
 // A device that hangs while this lives.
 struct Hang {
   Hang() { cuda_shim::hang(true); }
@@ -118,7 +121,7 @@ struct Hang {
 };
 
 TEST_CASE("a device that does not answer within the limit is lost: typed errors at once, nothing waits for it") {
-  auto device = make_cuda_device({.wait_limit = std::chrono::milliseconds(40)});
+  auto device = make_cuda_device({.wait_limit = kLimit});
   const std::vector<std::uint8_t> bytes(100, 7);
   std::vector<std::uint8_t> back(100);
   Buffer buffer = device->allocate(400);
@@ -129,9 +132,9 @@ TEST_CASE("a device that does not answer within the limit is lost: typed errors 
     const Hang hang;
     const auto start = std::chrono::steady_clock::now();
     const Error error = thrown([&] { device->top_k(buffer.f32(), 100, 3); });
-    CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(40));
+    CHECK(std::chrono::steady_clock::now() - start >= kLimit);
     CHECK(error.code() == errc::engine_faulted);
-    CHECK(std::string(error.what()).find("did not answer for 0.04 s") != std::string::npos);
+    CHECK(std::string(error.what()).find("did not answer for 1 s") != std::string::npos);
 
     const std::int32_t id = 0;
     const std::function<void()> operations[] = {
@@ -152,7 +155,7 @@ TEST_CASE("a device that does not answer within the limit is lost: typed errors 
       CHECK(again.code() == errc::engine_faulted);
       CHECK(std::string(again.what()).find("did not answer") != std::string::npos);
     }
-    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(4));  // the limit was waited for once
+    CHECK(std::chrono::steady_clock::now() - start < 8 * kLimit);  // the limit was waited for once
     matrix.reset();
     buffer = Buffer();
     device.reset();  // ends the process if it waits
@@ -165,7 +168,7 @@ TEST_CASE("a device that does not answer within the limit is lost: typed errors 
 }
 
 TEST_CASE("a device that hangs when it is closed is left alone") {
-  auto device = make_cuda_device({.wait_limit = std::chrono::milliseconds(40)});
+  auto device = make_cuda_device({.wait_limit = kLimit});
   Buffer buffer = device->allocate(100);
   device->fill_zero(buffer.data(), 100);
   const Hang hang;
@@ -177,15 +180,15 @@ TEST_CASE("waits below the limit are only waits, and the limit grows with them")
   cudaStream_t stream = nullptr;
   gpu::cuda::check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, 0), "creating a stream");
   {
-    gpu::cuda::StreamSignal signal(stream, {.least = std::chrono::milliseconds(10), .waits = 1000});
-    CHECK(signal.limit() == std::chrono::milliseconds(10));
+    gpu::cuda::StreamSignal signal(stream, {.least = kLimit, .waits = 1'000'000});
+    CHECK(signal.limit() == kLimit);
     void* memory = nullptr;
     gpu::cuda::check(cudaMalloc(&memory, std::size_t{64} << 20), "allocating");
     gpu::cuda::check(cudaMemsetAsync(memory, 0, std::size_t{64} << 20, stream), "clearing");
     const auto waits = cuda_shim::counts().waits;
     signal.wait("waiting");
     CHECK(cuda_shim::counts().waits == waits + 1);
-    CHECK(signal.limit() > std::chrono::milliseconds(10));  // clearing 64 MiB takes longer than 10 us
+    CHECK(signal.limit() > kLimit);  // clearing 64 MiB takes longer than 1 us
     signal.wait("waiting for nothing");
     CHECK(cuda_shim::counts().waits == waits + 1);
     CHECK(!signal.is_lost());
@@ -200,7 +203,7 @@ TEST_CASE("an error of the stream, behind which no host function comes, is found
   device->fill_zero(buffer.data(), 100);
   {
     const Hang hang;                                           // so that the host function does not come before
-    cuda_shim::fail_call(3, cudaErrorECCUncorrectable, true);  // query, host function, query
+    cuda_shim::fail_call(4, cudaErrorECCUncorrectable, true);  // device, query, function, query
     const Error error = thrown([&] { device->synchronize(); });
     CHECK(error.code() == errc::engine_faulted);
     CHECK(std::string(error.what()).find("did not answer") == std::string::npos);

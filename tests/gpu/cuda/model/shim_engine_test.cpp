@@ -73,7 +73,7 @@ TEST_CASE("a decoded token waits for the device once, and no logits are download
 
 TEST_CASE("a device that hangs in a turn ends it with engine_faulted, and the session closes") {
   const auto file = written(test::tiny_model({}));
-  auto life = std::make_unique<Life>(file, std::chrono::milliseconds(60));
+  auto life = std::make_unique<Life>(file, std::chrono::seconds(1));
   TokenId token = life->next(7).id;
   const auto position = life->session.position();
   cuda_shim::hang(true);
