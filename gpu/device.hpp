@@ -352,10 +352,12 @@ class Device {
   virtual std::vector<std::int32_t> top_k(const float* scores, int n, int k) = 0;
 
   // ---- sampling
-  // Chooses a token from logits [n_vocab] and waits for it. It is the one that model::Sampler chooses, with the same
-  // log-probability, bit for bit; where this device cannot promise that, by these arguments or from these logits, the
-  // result is nullopt and the host has to choose.
-  virtual std::optional<SampledToken> sample(const float* logits, int n_vocab, const SampleArgs& args) = 0;
+  // Chooses a token from logits [n_vocab]. It is the one that model::Sampler chooses, with the same log-probability,
+  // bit for bit. begin_sample() puts the choice behind what was issued and returns; false: this device cannot promise
+  // that by these arguments, and the host has to choose. end_sample(), once for each true: the token; nullopt where the
+  // logits forbid the promise. has_waited: the device has done all that was issued, so there is nothing to wait for.
+  virtual bool begin_sample(const float* logits, int n_vocab, const SampleArgs& args) = 0;
+  virtual std::optional<SampledToken> end_sample(bool has_waited) = 0;
 
   // ---- whole tokens
   // Decoding without the host between operations; null where the device has no such thing. The device outlives the

@@ -125,9 +125,10 @@ class Context {
   // Whether the next token can be decoded by a plan. Not where an observer listens, keys have positions of their own
   // (dense mode, position modes that are not flat), the cache policy is lru-s, or the index exceeds its memory.
   bool can_decode_by_plan(const MakePlan& make);
-  // Between begin_pass, with one chunk of one token, and end_pass. The logits are where the plan leaves them. Throws
-  // what the store and the device throw.
-  void decode_by_plan(std::int32_t token);
+  // Between begin_pass, with one chunk of one token, and end_pass. The logits are where the plan leaves them, and the
+  // device has done all that was issued. behind: called when the token has been put on the device, to put more behind
+  // it (again where a layer missed units; then the logits were not there). Throws what the store and the device throw.
+  void decode_by_plan(std::int32_t token, const std::function<void()>& behind);
 
   // The state at P that rows in the store do not hold. Requires: no pass is open.
   Checkpoint checkpoint() const;

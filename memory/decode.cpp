@@ -72,7 +72,7 @@ gpu::DecodeStep Context::Impl::decode_step(std::int32_t token) const {
   return step;
 }
 
-void Context::decode_by_plan(std::int32_t token) {
+void Context::decode_by_plan(std::int32_t token, const std::function<void()>& behind) {
   Impl& s = *impl_;
   MNEME_CHECK(s.pass.open && s.pass.n_tokens == 1 && s.pass.layers_started == 0 && s.plan != nullptr);
   const std::int64_t window_first = s.layout.window_first(s.position);
@@ -80,6 +80,7 @@ void Context::decode_by_plan(std::int32_t token) {
   std::vector<bool> fetched(s.windows.size());
   for (;;) {
     s.plan->launch(step);
+    behind();
     const int missing = s.plan->finish();
     const int reached = missing < 0 ? s.model.n_layers : missing;
     for (int layer = step.first_layer; layer < reached; ++layer) {

@@ -249,9 +249,10 @@ class CudaDevice final : public Device {
   std::vector<std::int32_t> top_k(const float* scores, int n, int k) override {
     return parts().select.top_k(scores, n, k);
   }
-  std::optional<SampledToken> sample(const float* logits, int n_vocab, const SampleArgs& args) override {
-    return parts().sample.choose(logits, n_vocab, args);
+  bool begin_sample(const float* logits, int n_vocab, const SampleArgs& args) override {
+    return parts().sample.begin(logits, n_vocab, args);
   }
+  std::optional<SampledToken> end_sample(bool has_waited) override { return parts().sample.end(has_waited); }
   std::unique_ptr<DecodePlan> make_decode_plan(const DecodeModel& model, const DecodeMemory& memory) override {
     if (!cuda::DecodeGraph::serves(memory)) return nullptr;
     return std::make_unique<cuda::DecodeGraph>(parts().resources, model, memory);

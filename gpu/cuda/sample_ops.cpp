@@ -59,8 +59,8 @@ bool SampleOps::takes(int n_vocab, const SampleArgs& args) noexcept {
   return args.temperature == 0 || args.top_k <= kMostSorted || args.top_k >= n_vocab;
 }
 
-std::optional<SampledToken> SampleOps::choose(const float* logits, int n_vocab, const SampleArgs& args) {
-  if (!takes(n_vocab, args)) return std::nullopt;
+bool SampleOps::begin(const float* logits, int n_vocab, const SampleArgs& args) {
+  if (!takes(n_vocab, args)) return false;
   if (result_ == nullptr) {
     void* memory = nullptr;
     check(cudaHostAlloc(&memory, sizeof(SampleResult), cudaHostAllocMapped | cudaHostAllocPortable),
@@ -69,7 +69,12 @@ std::optional<SampledToken> SampleOps::choose(const float* logits, int n_vocab, 
   }
   *result_ = {};
   enqueue(logits, n_vocab, args, result_);
-  wait_for_stream(resources_, "sampling");
+  return true;
+}
+
+std::optional<SampledToken> SampleOps::end(bool has_waited) {
+  MNEME_CHECK(result_ != nullptr);
+  if (!has_waited) wait_for_stream(resources_, "sampling");
   const SampleResult result = *result_;
   switch (result.status) {
     case SampleStatus::chosen:

@@ -23,8 +23,9 @@ class SampleOps {
   SampleOps(const SampleOps&) = delete;
   SampleOps& operator=(const SampleOps&) = delete;
 
-  // Device::sample(): waits for the device.
-  std::optional<SampledToken> choose(const float* logits, int n_vocab, const SampleArgs& args);
+  // Device::begin_sample() and end_sample().
+  bool begin(const float* logits, int n_vocab, const SampleArgs& args);
+  std::optional<SampledToken> end(bool has_waited);
 
   // Whether enqueue() takes the arguments.
   static bool takes(int n_vocab, const SampleArgs& args) noexcept;
@@ -37,7 +38,7 @@ class SampleOps {
 
   Resources resources_;
   std::vector<LogitEdit> edits_;    // of the current call; kept for its capacity
-  SampleResult* result_ = nullptr;  // mapped pinned memory, for choose()
+  SampleResult* result_ = nullptr;  // mapped pinned memory, for begin()
 };
 
 }  // namespace mneme::gpu::cuda

@@ -152,9 +152,9 @@ class HostDevice final : public Device {
   std::vector<std::int32_t> top_k(const float* scores, int n, int k) override { return memory_.top_k(scores, n, k); }
 
   // The logits are at hand: model::Sampler is this device's sampler.
-  std::optional<SampledToken> sample(const float* /*logits*/, int /*n_vocab*/, const SampleArgs& /*args*/) override {
-    return std::nullopt;
-  }
+  // The engine's sampler is this host's.
+  bool begin_sample(const float* /*logits*/, int /*n_vocab*/, const SampleArgs& /*args*/) override { return false; }
+  std::optional<SampledToken> end_sample(bool /*has_waited*/) override { return std::nullopt; }
 
  private:
   void free(void* data, std::size_t bytes) noexcept override { ::operator delete(data, alignment_of(bytes)); }

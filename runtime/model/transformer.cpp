@@ -116,11 +116,12 @@ std::size_t Transformer::weight_bytes() const noexcept {
   return bytes;
 }
 
-// n_rows: of logits. read(): gets the pass's result from the device, before the context takes the tokens over.
-template <class Read>
+// n_rows: of logits. behind(): called when the logits are under way on the device. read(has_waited): gets the pass's
+// result from the device, before the context takes the tokens over; has_waited: the device has done all of it.
+template <class Behind, class Read>
 auto Transformer::run_pass(memory::Context& context, std::span<const TokenId> tokens,
                            std::span<const std::int64_t> chunks, gpu::Phase phase, std::int64_t n_rows,
-                           const Read& read) {
+                           const Behind& behind, const Read& read) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   MNEME_CHECK(n_tokens >= 1 && n_tokens <= max_pass_tokens_);
   const bool by_plan = phase == gpu::Phase::decode && n_tokens == 1 && n_rows == 1 && can_decode_by_plan(context);
@@ -128,13 +129,14 @@ auto Transformer::run_pass(memory::Context& context, std::span<const TokenId> to
   try {
     device_.set_phase(phase);
     if (by_plan) {
-      context.decode_by_plan(tokens.front());
+      context.decode_by_plan(tokens.front(), behind);
     } else {
       device_.embed(*table_, tokens, x_.f32());
       run_layers(context, n_tokens);
       compute_logits(n_tokens, n_rows);
+      behind();
     }
-    const auto result = read();
+    const auto result = read(by_plan);
     context.end_pass();
     return result;
   } catch (...) {
@@ -168,18 +170,22 @@ std::span<const float> Transformer::forward(memory::Context& context, std::span<
                                             std::span<const std::int64_t> chunks, gpu::Phase phase, Logits wanted) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   const std::int64_t n_rows = wanted == Logits::none ? 0 : wanted == Logits::last ? 1 : n_tokens;
-  return run_pass(context, tokens, chunks, phase, n_rows, [&] { return download_logits(n_rows); });
+  return run_pass(
+      context, tokens, chunks, phase, n_rows, [] {}, [&](bool /*has_waited*/) { return download_logits(n_rows); });
 }
 
 Transformer::Next Transformer::forward_and_sample(memory::Context& context, TokenId token,
                                                   const gpu::SampleArgs& args) {
   const std::int64_t one = 1;
-  return run_pass(context, std::span(&token, 1), std::span(&one, 1), gpu::Phase::decode, 1, [&] {
-    Next next;
-    next.token = device_.sample(logits_.f32(), model_->config().n_vocab, args);
-    if (!next.token.has_value()) next.logits = download_logits(1);
-    return next;
-  });
+  bool samples = false;
+  const auto sample = [&] { samples = device_.begin_sample(logits_.f32(), model_->config().n_vocab, args); };
+  return run_pass(context, std::span(&token, 1), std::span(&one, 1), gpu::Phase::decode, 1, sample,
+                  [&](bool has_waited) {
+                    Next next;
+                    if (samples) next.token = device_.end_sample(has_waited);
+                    if (!next.token.has_value()) next.logits = download_logits(1);
+                    return next;
+                  });
 }
 
 // x: [n_tokens, n_embd] residual stream, updated in place by every layer.

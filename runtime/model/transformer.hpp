@@ -52,9 +52,9 @@ class Transformer {
 
  private:
   struct Layer;
-  template <class Read>
+  template <class Behind, class Read>
   auto run_pass(memory::Context& context, std::span<const TokenId> tokens, std::span<const std::int64_t> chunks,
-                gpu::Phase phase, std::int64_t n_rows, const Read& read);
+                gpu::Phase phase, std::int64_t n_rows, const Behind& behind, const Read& read);
   void run_layers(memory::Context& context, std::int64_t n_tokens);
   bool can_decode_by_plan(memory::Context& context);
   std::unique_ptr<gpu::DecodePlan> make_plan(const gpu::DecodeMemory& memory);

@@ -54,7 +54,8 @@ class Sampling {
     args.logit_bias = choice.params.logit_bias;
     args.seed = choice.params.seed;
     args.position = choice.position;
-    return ops_.choose(there.f32(), static_cast<int>(logits.size()), args);
+    if (!ops_.begin(there.f32(), static_cast<int>(logits.size()), args)) return std::nullopt;
+    return ops_.end(false);
   }
 
  private:
