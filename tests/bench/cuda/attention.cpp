@@ -1,6 +1,9 @@
 // Attention as a decoded token and as a chunk of prefill do it, over initial tokens, units, the remainder prefix and
 // the window; and units on their way into their slots.
-#include <cmath>
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -163,25 +166,52 @@ void measure_chunk(Bench& bench, const Model& model, int n_queries) {
   bench.product_row(name + "_mass", bench.seconds([&](int i) { layers.attend(i, n_queries, true); }), work * 1.5);
 }
 
-// Rows of units from ordinary host memory into slots, as after a miss.
-void measure_uploads(Bench& bench, const Model& model) {
-  const int block = static_cast<int>(model.keys.block), n_units = bench.sizes().is_tiny ? 4 : 64;
+// Rows of units on their way into slots, as after a miss, from ordinary memory and from room that the device fetches
+// from by itself; and the way back, as after a pass that completes units.
+void measure_copies(Bench& bench, const Model& model) {
+  const int block = static_cast<int>(model.keys.block);
+  const std::size_t n_units = bench.sizes().is_tiny ? 4 : 64;
   const std::size_t row = gpu::unit_bytes(model.heads, KvType::f16, block).total();
   gpu::Device& device = bench.device();
-  const gpu::Buffer source = bench.random(device, row * static_cast<std::size_t>(n_units), Data::f16, 20);
+  const gpu::Buffer source = bench.random(device, row * n_units, Data::f16, 20);
   const gpu::Buffer slots = device.allocate(source.bytes());
   std::vector<std::byte> rows(source.bytes());
   device.download(rows.data(), source.data(), rows.size());
-  std::vector<gpu::UnitUpload> uploads;
-  for (std::size_t u = 0; u < static_cast<std::size_t>(n_units); ++u) {
-    uploads.push_back({rows.data() + u * row, slots.at(u * row)});
+  const int n = bench.sizes().is_tiny ? 2 : 20;
+  const auto measure = [&](const std::string& name, const std::vector<gpu::UnitUpload>& uploads) {
+    device.fill_zero(slots.data(), slots.bytes());
+    const double took = bench.seconds([&](int) { device.upload_units(model.heads, KvType::f16, block, uploads); }, n);
+    std::vector<std::byte> got(rows.size());
+    device.download(got.data(), slots.data(), got.size());
+    bench.expect(name + ": the rows' bytes", got == rows);
+    bench.bandwidth_row(name, took, static_cast<double>(rows.size()), bench.to_device_gbps);
+  };
+  const auto room = device.host_rows(row, n_units);
+  std::vector<gpu::UnitUpload> ordinary, fetched;
+  std::vector<std::shared_ptr<std::byte>> kept;
+  for (std::size_t u = 0; u < n_units; ++u) {
+    ordinary.push_back({rows.data() + u * row, slots.at(u * row)});
+    const std::shared_ptr<std::byte> place = room == nullptr ? nullptr : room->take();
+    if (place == nullptr) continue;
+    std::memcpy(place.get(), rows.data() + u * row, row);
+    fetched.push_back({place.get(), slots.at(u * row)});
+    kept.push_back(place);  // a copy of the handle: the room stays taken
   }
-  const double took = bench.seconds([&](int) { device.upload_units(model.heads, KvType::f16, block, uploads); },
-                                    bench.sizes().is_tiny ? 2 : 20);
-  std::vector<std::byte> got(rows.size());
-  device.download(got.data(), slots.data(), got.size());
-  bench.expect("upload_units: the rows' bytes", got == rows);
-  bench.bandwidth_row("upload_units", took, static_cast<double>(rows.size()), bench.to_device_gbps);
+  measure("upload_units_ordinary", ordinary);
+  bench.expect("the device has room for rows", fetched.size() == n_units);
+  if (fetched.size() == n_units) measure("upload_units_host_rows", fetched);
+  std::size_t n_right = 0;
+  const auto piece = [&](std::size_t i) { return std::span<const std::byte>(slots.at(i * row), row); };
+  const double took = bench.seconds(
+      [&](int) {
+        n_right = 0;
+        device.download_each(n_units, piece, [&](std::size_t i, std::span<const std::byte> bytes) {
+          n_right += std::memcmp(bytes.data(), rows.data() + i * row, 64) == 0 ? 1 : 0;
+        });
+      },
+      n);
+  bench.expect("download_each: the rows' bytes", n_right == n_units);
+  bench.bandwidth_row("download_each", took, static_cast<double>(rows.size()), bench.from_device_gbps);
 }
 
 }  // namespace
@@ -193,7 +223,7 @@ void measure_attention(Bench& bench) {
     for (const KvType type : {KvType::f16, KvType::q8}) measure_decode(bench, model, type);
     measure_chunk(bench, model, bench.sizes().is_tiny ? 8 : 512);
   }
-  measure_uploads(bench, models[0]);
+  measure_copies(bench, models[0]);
 }
 
 }  // namespace mneme::bench

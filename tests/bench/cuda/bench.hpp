@@ -47,7 +47,7 @@ class Bench {
   std::vector<float> download(gpu::Device& from, const void* data, std::size_t n_floats);
 
   // Measured ceilings, set once before the rows that are compared with them.
-  double memory_gbps = 0, product_tflops = 0, to_device_gbps = 0;
+  double memory_gbps = 0, product_tflops = 0, to_device_gbps = 0, from_device_gbps = 0;
 
   // Lines of the table. `name` has no spaces and becomes a key of the summary.
   void say(const std::string& name, double value, const std::string& unit);

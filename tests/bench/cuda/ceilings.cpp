@@ -126,10 +126,11 @@ void measure_host_link(Bench& bench) {
       check(cudaMemcpyAsync(host.at(at(i)), on_card.at(at(i)), piece, cudaMemcpyDeviceToHost, stream.get()), "copying");
     });
     const std::string size = std::to_string(piece >> 10U) + "k_gbps";
-    const double gbps = static_cast<double>(piece) / in * 1e-9;
-    bench.to_device_gbps = std::max(bench.to_device_gbps, gbps);
-    bench.say("h2d_" + size, gbps, "GB/s (page-locked memory to the card)");
-    bench.say("d2h_" + size, static_cast<double>(piece) / out * 1e-9, "GB/s (back)");
+    const double in_gbps = static_cast<double>(piece) / in * 1e-9, out_gbps = static_cast<double>(piece) / out * 1e-9;
+    bench.to_device_gbps = std::max(bench.to_device_gbps, in_gbps);
+    bench.from_device_gbps = std::max(bench.from_device_gbps, out_gbps);
+    bench.say("h2d_" + size, in_gbps, "GB/s (page-locked memory to the card)");
+    bench.say("d2h_" + size, out_gbps, "GB/s (back)");
   }
 }
 
