@@ -173,10 +173,13 @@ run_sanitizer() {
   local tool ops="$build/tests/gpu/cuda/cuda_gpu_ops_test" few=()
   [ $quick = no ] || few=(--test-case="*rope*")
   for tool in memcheck synccheck racecheck; do
-    step "ops_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$ops" "${few[@]}"
+    # Calls that fail are the tests' own business: some of them run out of memory on purpose.
+    local options=(--tool "$tool" --error-exitcode 1)
+    [ $tool != memcheck ] || options+=(--report-api-errors no)
+    step "ops_$tool" compute-sanitizer "${options[@]}" "$ops" "${few[@]}"
   done
-  step life_memcheck compute-sanitizer --tool memcheck --error-exitcode 1 "$build/tests/gpu/cuda/cuda_gpu_model_test" \
-    --test-case="two lives*"
+  step life_memcheck compute-sanitizer --tool memcheck --error-exitcode 1 --report-api-errors no \
+    "$build/tests/gpu/cuda/cuda_gpu_model_test" --test-case="two lives*"
 }
 
 run_bench() {
@@ -228,15 +231,15 @@ score_model() {
   part_pairs="$part_pairs ${name}_nll_cuda=$(mean_nll "$scratch/one") ${name}_nll_cpu=$(mean_nll "$scratch/cpu")"
 }
 
-# climb NAME SHAPE MODEL RUNGS OPTIONS..: one ladder.
+# climb NAME MODEL RUNGS OPTIONS..: one ladder.
 climb() {
-  local name="$1" model="$3" list="$4"
+  local name="$1" model="$2" list="$3"
   if [ -z "$list" ]; then
     part_pairs="$part_pairs $name=does_not_fit"
     return
   fi
-  shift 4
-  step "$name" "$build/tests/mneme_speed" "$model" - "ladder:$list" --device "cuda:$device" --tokens 256 --host-gib 16 "$@" \
+  shift 3
+  step "$name" "$build/tests/mneme_speed" "$model" - "ladder:$list" --device "cuda:$device" --tokens 256 "$@" \
     "${ceiling[@]}"
   grep -v '^device_mib' "$out/$part-$name.log"
   part_pairs="$part_pairs $(pairs_of "$name" "${name}_")"
@@ -254,12 +257,12 @@ run_models() {
       in_ram=$(($(host_free) * 7 / 10)) on_card=$(card_bytes)
       on_card=$(((on_card - $(stat -c %s "$model") * 5 / 4) * 8 / 10))
       if [ "$(card_bytes)" = 0 ] || [ $on_card -gt $in_ram ]; then on_card=$in_ram; fi  # the store is in RAM
-      climb "${name}_two_stage" "$shape" "$model" "$(rungs "$bytes" "$on_card")" --selector two_stage --cached-blocks all
-      climb "${name}_representatives" "$shape" "$model" "$(rungs "$bytes" "$on_card")" --selector representatives \
-        --cached-blocks all
-      climb "${name}_two_stage_q8" "$shape" "$model" "$(rungs $((bytes / 2)) "$on_card")" --selector two_stage \
-        --unit-type q8 --cached-blocks all
-      climb "${name}_preset_slots" "$shape" "$model" "$(rungs "$bytes" "$in_ram")" --selector two_stage
+      local resident=(--cached-blocks all --host-gib 4)
+      climb "${name}_two_stage" "$model" "$(rungs "$bytes" "$on_card")" --selector two_stage "${resident[@]}"
+      climb "${name}_representatives" "$model" "$(rungs "$bytes" "$on_card")" --selector representatives "${resident[@]}"
+      climb "${name}_two_stage_q8" "$model" "$(rungs $((bytes / 2)) "$on_card")" --selector two_stage --unit-type q8 \
+        "${resident[@]}"
+      climb "${name}_preset_slots" "$model" "$(rungs "$bytes" "$in_ram")" --selector two_stage --host-gib 16
       rm -f "$model"
     done
   done
@@ -273,7 +276,7 @@ run_real() {
   export MNEME_MODEL="$MNEME_TEST_MODEL" MNEME_BUILD_DIR="$build"
   local on="cuda:$device" name few=()
   score_model "$MNEME_TEST_MODEL" real
-  climb real_speed real "$MNEME_TEST_MODEL" "16K,64K" --selector two_stage
+  climb real_speed "$MNEME_TEST_MODEL" "16K,64K" --selector two_stage
   step demo samples/demo.sh --device "$on"
   part_pairs="$part_pairs $(pairs_of demo demo_)"
   if ! command -v python3 >/dev/null 2>&1; then
