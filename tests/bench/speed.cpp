@@ -167,19 +167,15 @@ void prefill(model::Session& session, std::span<const model::TokenId> tokens) {
   }
 }
 
-model::TokenId decode(model::Session& session, model::TokenId token) {
-  const std::span<const float> logits = session.decode(token);
-  return static_cast<model::TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-// Seconds of each of n greedy tokens, after four that warm up.
+// Seconds of each of n greedy tokens, chosen where the engine chooses them, after four that warm up.
 std::vector<double> decode_times(model::Session& session, model::TokenId token, int n) {
-  for (int i = 0; i < 4; ++i) token = decode(session, token);
+  constexpr int kWarmUp = 4;
+  model::Sampler greedy({}, static_cast<std::size_t>(session.n_vocab()));
   std::vector<double> times;
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < kWarmUp + n; ++i) {
     const auto start = Clock::now();
-    token = decode(session, token);
-    times.push_back(seconds_since(start));
+    token = session.decode_and_sample(token, greedy, {}).id;
+    if (i >= kWarmUp) times.push_back(seconds_since(start));
   }
   return times;
 }
