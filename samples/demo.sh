@@ -6,6 +6,7 @@
 #     --answer    what its answer must contain      (default: the first number of the fact, else its last word)
 #     --tokens    how much it reads in between, about (default 24,576: three times the model's 8,192)
 #     --store     a database file to use and keep   (default: a temporary one)
+#     --device    auto, cpu or cuda:N               (default: auto)
 # Ends with 0 if the answer contains the fact, with 1 if it does not. MNEME_MODEL names another GGUF file.
 set -euo pipefail
 called_from="$PWD"
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 fact="The pass key is 48213. Remember it. 48213 is the pass key."
 question="Which number is the pass key?"
-answer="" tokens=24576 store=""
+answer="" tokens=24576 store="" device=auto
 while [ $# -gt 0 ]; do
   case "$1" in
     --fact) fact="${2:?}" ;;
@@ -23,7 +24,8 @@ while [ $# -gt 0 ]; do
     --answer) answer="${2:?}" ;;
     --tokens) tokens="${2:?}" ;;
     --store) store="$(cd "$called_from" && realpath -m "${2:?}")" ;;
-    *) sed -n '4,9p' "$0" >&2; exit 2 ;;
+    --device) device="${2:?}" ;;
+    *) sed -n '4,10p' "$0" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -39,7 +41,7 @@ started=$SECONDS
 work="$(mktemp -d)"
 feeder=""
 trap '[ -z "$feeder" ] || kill -9 "$feeder" 2>/dev/null || true; rm -rf "$work"' EXIT
-mneme=build/release/samples/mneme
+mneme="$mneme_build_dir/samples/mneme"
 if [ -z "$store" ]; then store="$work/demo.db"; elif [ -e "$store" ]; then
   echo "$store exists; --store names a new file" >&2
   exit 2
@@ -48,7 +50,7 @@ n_init=64 n_local=1024 # of this model's preset: what the window alone sees
 
 # feed AGENT OPTIONS... FILE: the paragraphs of a text become events of about 1,500 bytes.
 feed() {
-  "$mneme" feed --model "$mneme_model" --store "$store" --agent "$1" --text --event-bytes 1500 "${@:2}"
+  "$mneme" feed --model "$mneme_model" --device "$device" --store "$store" --agent "$1" --text --event-bytes 1500 "${@:2}"
 }
 read_tokens() { "$mneme" inspect "$store" "$1" 2>/dev/null | sed -n 's/^tokens: *\([0-9]*\).*/\1/p'; }
 value() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" "$2" | tail -n 1; }
@@ -64,8 +66,8 @@ told_at="$(read_tokens demo)"
 mneme_say "It reads about $tokens tokens of licence texts. In the middle the process is killed with SIGKILL."
 stream=(demo --progress --kind text --key-prefix stream- "$work/stream.txt")
 # A process of its own, so that the signal hits `mneme` itself.
-"$mneme" feed --model "$mneme_model" --store "$store" --agent "${stream[0]}" --text --event-bytes 1500 "${stream[@]:1}" \
-  >/dev/null &
+"$mneme" feed --model "$mneme_model" --device "$device" --store "$store" --agent "${stream[0]}" --text \
+  --event-bytes 1500 "${stream[@]:1}" >/dev/null &
 feeder=$!
 while kill -0 $feeder 2>/dev/null && [ "$(read_tokens demo)" -lt $((told_at + tokens / 2)) ]; do sleep 0.3; done
 kill -9 $feeder 2>/dev/null || true
@@ -83,7 +85,9 @@ if [ "$n_keys" != "$n_stream" ]; then
 fi
 mneme_say "$n_stream events of the stream, none twice; $(($(read_tokens demo) - told_at)) tokens since the fact."
 
-ask() { "$mneme" ask --model "$mneme_model" --store "$store" --agent "$1" --max-tokens 32 "${@:2}" "$question"; }
+ask() {
+  "$mneme" ask --model "$mneme_model" --device "$device" --store "$store" --agent "$1" --max-tokens 32 "${@:2}" "$question"
+}
 mneme_say "Asked: $question"
 ask demo --trace 2>"$work/ask.err" | tee "$work/answer.txt" || { cat "$work/ask.err" >&2; exit 1; }
 sed -n '/^recalled/,/^turn=/{/^turn=/!p}' "$work/ask.err" | head -n 24 >&2

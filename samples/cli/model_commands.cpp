@@ -101,7 +101,7 @@ std::vector<mneme::ScoreSegment> segments_of(const JsonLine& line, std::size_t n
 }
 
 struct ScoreFlags {
-  std::string model, memory;
+  std::string model, memory, device = "auto";
   bool full = false;
   int threads = 0;
 };
@@ -109,6 +109,7 @@ struct ScoreFlags {
 Exit score(const ScoreFlags& flags) {
   mneme::ScorerOptions options;
   options.full_attention = flags.full;
+  options.device = flags.device;
   options.threads = flags.threads;
   if (!flags.memory.empty()) options.memory = mneme::MemoryOptions::from_json(flags.memory);
   const auto model = mneme::Model::load(flags.model);
@@ -154,6 +155,7 @@ void add_score(CLI::App& app, Chosen& chosen) {
           "with the memory, its parameters changed by this JSON object: n_init, n_local, block, topk, repr_topk, "
           "exec_chunk, cached_blocks, selector, page, shortlist, voters, global_distance")
       ->excludes(full);
+  command->add_option("--device", flags->device, "auto, cpu or cuda:N")->capture_default_str();
   command->add_option("--threads", flags->threads, "of the kernels; 0: one per core")
       ->capture_default_str()
       ->check(CLI::Range(0, 256));

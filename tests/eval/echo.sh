@@ -2,7 +2,7 @@
 # How much of a distant passage the memory gives back, for both selectors: a passage of 128 tokens is read, then NEAR or FAR
 # tokens of other text, then its heading again and the passage again. The mean negative log-likelihood of the second reading
 # (from its 9th token on) tells whether the first was seen. Beside it full attention and the window alone (K = 0).
-#   tests/eval/echo.sh [--passages N] [--near N] [--far N] [--seed N] [--reading decode|prefill]
+#   tests/eval/echo.sh [--passages N] [--near N] [--far N] [--seed N] [--reading decode|prefill] [--device auto|cpu|cuda:N]
 # decode: the second reading goes token by token, each with its own selection; prefill: in one chunk with its heading.
 # recovered = (window - memory) / (window - full), full attention at NEAR, where the model still is within its native context.
 # A table, then a name=value line. About two minutes a passage on 2 cores at the default 3,000 and 12,000 tokens.
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/support/setup.sh
 
-passages=8 near=3000 far=12000 seed=1 reading=decode
+passages=8 near=3000 far=12000 seed=1 reading=decode device=auto
 while [ $# -gt 0 ]; do
   case "$1" in
     --passages) passages="${2:?}" ;;
@@ -18,6 +18,7 @@ while [ $# -gt 0 ]; do
     --far) far="${2:?}" ;;
     --seed) seed="${2:?}" ;;
     --reading) reading="${2:?}" ;;
+    --device) device="${2:?}" ;;
     *) sed -n '2,8p' "$0" >&2; exit 2 ;;
   esac
   shift 2
@@ -27,12 +28,12 @@ mneme_install_packages
 mneme_fetch_model
 mneme_build release mneme_cli
 
-python3 - build/release/samples/mneme "$mneme_model" "$passages" "$near" "$far" "$seed" "$reading" <<'PY'
+python3 - "$mneme_build_dir/samples/mneme" "$mneme_model" "$passages" "$near" "$far" "$seed" "$reading" "$device" <<'PY'
 import json, random, statistics, subprocess, sys, time
 
 mneme, model = sys.argv[1:3]
 n_passages, near, far, seed = map(int, sys.argv[3:7])
-reading = sys.argv[7]
+reading, device = sys.argv[7:9]
 kPassage, kOpening, kSkipped = 128, 512, 8
 licences = "/usr/share/common-licenses/"
 
@@ -81,7 +82,7 @@ for name, arguments, distances in systems:
     for distance in distances:
         began = time.monotonic()
         nll[name, distance] = [mean_nll(line) for line in
-                               run(["score", *arguments], [stream(start, distance) for start in starts])]
+                               run(["score", "--device", device, *arguments], [stream(start, distance) for start in starts])]
         seconds[name, distance] = (time.monotonic() - began) / n_passages
         print(f"== {name}, {distance} tokens: {seconds[name, distance]:.1f} s a passage", file=sys.stderr)
 

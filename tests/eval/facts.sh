@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # How often the test model recalls a fact: for each fact a new agent reads a page, is told the fact, reads TOKENS tokens of
 # licence texts, and is asked. Beside it the same model with its window alone (K = 0). A table, then a name=value line.
-#   tests/eval/facts.sh [--facts N] [--tokens N] [--seed N]
+#   tests/eval/facts.sh [--facts N] [--tokens N] [--seed N] [--device auto|cpu|cuda:N]
 # A minute or two a fact on 2 cores at the default 24,576 tokens.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/support/setup.sh
 
-n_facts=20 tokens=24576 seed=1
+n_facts=20 tokens=24576 seed=1 device=auto
 while [ $# -gt 0 ]; do
   case "$1" in
     --facts) n_facts="${2:?}" ;;
     --tokens) tokens="${2:?}" ;;
     --seed) seed="${2:?}" ;;
+    --device) device="${2:?}" ;;
     *) sed -n '2,6p' "$0" >&2; exit 2 ;;
   esac
   shift 2
@@ -24,7 +25,7 @@ mneme_build release mneme_cli
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-mneme=build/release/samples/mneme
+mneme="$mneme_build_dir/samples/mneme"
 demo_text "$work" "$tokens"
 
 # Tab-separated: what is told, what is asked, what the answer must contain. Four kinds in turn.
@@ -50,13 +51,13 @@ PY
 # read_files STORE MEMORY_JSON FILE...: an agent reads the files; each file's name is the kind of its events.
 read_files() {
   for file in "${@:3}"; do
-    "$mneme" feed --model "$mneme_model" --agent a --memory "$2" --quiet --store "$1" --text --event-bytes 1500 \
+    "$mneme" feed --model "$mneme_model" --device "$device" --agent a --memory "$2" --quiet --store "$1" --text --event-bytes 1500 \
       --kind "$(basename "$file" .txt)" "$file" >/dev/null </dev/null
   done
 }
 # ask STORE MEMORY_JSON: the answer to $question, on one line.
 ask() {
-  "$mneme" ask --model "$mneme_model" --agent a --memory "$2" --quiet --store "$1" --max-tokens 32 "$question" </dev/null |
+  "$mneme" ask --model "$mneme_model" --device "$device" --agent a --memory "$2" --quiet --store "$1" --max-tokens 32 "$question" </dev/null |
     tr '\n\t' '  '
 }
 verdict() { if grep -qiF -- "$expected" <<<"$1"; then echo yes; else echo no; fi; }

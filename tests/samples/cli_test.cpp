@@ -189,6 +189,15 @@ TEST_CASE("score gives one value per token but the first, the same for prefill a
   }
 }
 
+TEST_CASE("score runs on the device that it is told, and refuses one that there is not") {
+  const CliRig rig;
+  const std::string input = "{\"ids\":[4,5,6]}\n";
+  CHECK(rig.mneme({"score", "--model", rig.model, "--device", "cpu"}, input).code == 0);
+  const Outcome outcome = rig.mneme({"score", "--model", rig.model, "--device", "gpu"}, input);
+  CHECK(outcome.code != 0);
+  CHECK(contains(outcome.err, "option device is \"gpu\""));
+}
+
 TEST_CASE("a bad line of tokenize or score is named, and the lines before it are answered") {
   const CliRig rig;
   const struct {

