@@ -139,7 +139,7 @@ Context::Impl::Impl(gpu::Device& device_, UnitStore& store_, const ModelShape& m
 
 std::size_t Context::Impl::scratch_bytes() const noexcept {
   return q_global.bytes() + q_local.bytes() + cos.bytes() + sin.bytes() + flat_cos.bytes() + flat_sin.bytes() +
-         staging.bytes();
+         staging.bytes() + (plan != nullptr ? plan->device_bytes() : 0);
 }
 
 Budget minimum_budget(const ModelShape& model, const Params& params, std::int64_t max_pass_tokens) {

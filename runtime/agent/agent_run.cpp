@@ -62,7 +62,8 @@ std::span<const float> AgentRun::decode(std::uint64_t seg, std::int32_t token) {
 model::Sampled AgentRun::decode_and_sample(std::uint64_t seg, std::int32_t token, model::Sampler& sampler,
                                            std::span<const std::int32_t> recent) {
   if (!probe_) return decoding(seg, [&] { return session_.decode_and_sample(token, sampler, recent); });
-  return sampler.sample(decode(seg, token), recent, static_cast<std::uint64_t>(session_.position()));
+  const std::span<const float> logits = decode(seg, token);  // before the position is asked for
+  return sampler.sample(logits, recent, static_cast<std::uint64_t>(session_.position()));
 }
 
 void AgentRun::update_figures() {

@@ -146,7 +146,7 @@ TEST_CASE("a pool that can grow no further gives the room that it has") {
   const auto rows = device->host_rows(kMiB, 100);
   std::vector<std::shared_ptr<std::byte>> taken;
   {
-    const PinnedLimit limit(17 * kMiB);  // the argument ring, the landing of downloads, two slabs of four rows
+    const PinnedLimit limit(9 * kMiB);  // two slabs of four rows
     for (auto row = rows->take(); row != nullptr; row = rows->take()) taken.push_back(std::move(row));
   }
   CHECK(taken.size() == 8);
@@ -214,7 +214,8 @@ TEST_CASE("pieces that the page-locked area does not hold are downloaded all the
   constexpr std::size_t kArea = std::size_t{16} << 20;
   for (const bool pinned : {true, false}) {
     CAPTURE(pinned);
-    const PinnedLimit limit(pinned ? static_cast<std::size_t>(-1) : std::size_t{5} << 20);  // the argument ring
+    const PinnedLimit limit(pinned ? static_cast<std::size_t>(-1)
+                                   : std::size_t{9} << 20);  // what a device takes at first
     const auto device = make_cuda_device();
     const std::size_t sizes[] = {1000, kArea / 2, kArea / 2, kArea + 1, 1000, kArea};
     const Buffer place = device->allocate(kArea + 1);

@@ -181,8 +181,8 @@ TEST_CASE("page-locked memory changes no bit: all rows, no downloads, none, in a
     std::size_t spare_rows, pinned;
   };
   constexpr std::size_t kUnbounded = static_cast<std::size_t>(-1);
-  // 5 MiB: the argument ring took 4, and downloads want more than is left.
-  constexpr Variant kVariants[] = {{1000, kUnbounded}, {0, kUnbounded}, {0, std::size_t{5} << 20}, {0, 0}};
+  // 1 MiB: downloads want more than is left.
+  constexpr Variant kVariants[] = {{1000, kUnbounded}, {0, kUnbounded}, {0, std::size_t{1} << 20}, {0, 0}};
   std::vector<std::vector<float>> expected;
   for (const Variant& variant : kVariants) {
     CAPTURE(variant.spare_rows);

@@ -148,7 +148,8 @@ void set_device_memory(std::size_t bytes) {
 }
 void set_pinned_memory(std::size_t bytes) {
   const Lock lock(state.mutex);
-  state.pinned_limit = bytes;
+  constexpr std::size_t kUnbounded = static_cast<std::size_t>(-1);
+  state.pinned_limit = bytes > kUnbounded - state.pinned_bytes ? kUnbounded : state.pinned_bytes + bytes;
 }
 void hang(bool hangs) {
   const Lock lock(state.mutex);

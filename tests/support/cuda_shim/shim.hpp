@@ -16,7 +16,7 @@ void fail_call(int after, cudaError_t error, bool sticky);
 void clear_failures();
 // Device memory that exists; cudaMalloc beyond it fails. Default: 8 GiB.
 void set_device_memory(std::size_t bytes);
-// Host memory that can be page-locked; cudaHostAlloc beyond it fails. Default: no bound.
+// Host memory that can be page-locked from now on; cudaHostAlloc beyond it fails. Default: no bound.
 void set_pinned_memory(std::size_t bytes);
 // true: from now on the device does nothing. Queries say that it is not ready, host functions are not called, and who
 // waits in the runtime, which would be for ever, ends the process. false: it goes on with what it has been given.

@@ -64,7 +64,7 @@ TEST_CASE("a life that changes the device is equivalent, and says so") {
     Agent agent = rig.open(Store::open(dir / "a.db"), "a");
     if (position > 0) {
       CHECK(agent.resume_report().exactness == Exactness::equivalent);
-      CHECK(agent.resume_report().position == position);
+      CHECK(agent.resume_report().position >= position);
     }
     post(agent, Event::user("Go on."));
     CHECK_FALSE(generate(agent, 4).ids.empty());
@@ -75,20 +75,24 @@ TEST_CASE("a life that changes the device is equivalent, and says so") {
 
 TEST_CASE("a card that fails in a turn ends it with engine_faulted; others go on, and so does the agent elsewhere") {
   const TempDir dir;
-  const Store store = Store::open(dir / "a.db");
-  Rig card(on("cuda:0")), host(on("cpu"));
-  Agent doomed = card.open(store, "doomed"), other = host.open(store, "other");
-  for (Agent* agent : {&doomed, &other}) post(*agent, Event::user("Tell me something"));
-  const Answer before = generate(doomed, 4);
-  REQUIRE_FALSE(before.ids.empty());
-  post(doomed, Event::user("And more."));
-  cuda_shim::fail_call(60, cudaErrorIllegalAddress, true);
-  CHECK(code_of([&] { generate(doomed, 200); }) == errc::engine_faulted);
-  CHECK(code_of([&] { generate(doomed, 4); }) == errc::engine_faulted);
-  CHECK_FALSE(generate(other, 4).ids.empty());
-  card.stop();
+  Rig host(on("cpu"));
+  Agent other = host.open(Store::open(dir / "b.db"), "other");
+  post(other, Event::user("Tell me something"));
+  std::size_t n_answered = 0;
+  {
+    Rig card(on("cuda:0"));
+    Agent doomed = card.open(Store::open(dir / "a.db"), "doomed");
+    post(doomed, Event::user("Tell me something"));
+    n_answered = generate(doomed, 4).ids.size();
+    REQUIRE(n_answered > 0);
+    post(doomed, Event::user("And more."));
+    cuda_shim::fail_call(60, cudaErrorIllegalAddress, true);
+    CHECK(code_of([&] { generate(doomed, 200); }) == errc::engine_faulted);
+    CHECK(code_of([&] { generate(doomed, 4); }) == errc::fenced);  // to be closed and opened again
+    CHECK_FALSE(generate(other, 4).ids.empty());
+  }
   cuda_shim::clear_failures();
-  Agent revived = host.open(store, "doomed");
-  CHECK(revived.resume_report().position >= before.ids.size());
+  Agent revived = host.open(Store::open(dir / "a.db"), "doomed");
+  CHECK(revived.resume_report().position >= n_answered);
   CHECK_FALSE(generate(revived, 4).ids.empty());
 }
