@@ -33,7 +33,8 @@ if [ $sanitizers = yes ]; then
   export UBSAN_OPTIONS=print_stacktrace=1 MNEME_TEST_QUICK=1
   threaded="gpu_test persistence_test agent_test sdk_test"
   mneme_say "AddressSanitizer and UndefinedBehaviorSanitizer build"
-  mneme_build dev $threaded memory_test model_test system_test samples_test cuda_shim_ops_test cuda_shim_memory_test cuda_shim_model_test
+  mneme_build dev $threaded memory_test model_test system_test samples_test cuda_shim_ops_test cuda_shim_memory_test cuda_shim_model_test \
+    cuda_shim_sdk_test cuda_shim_bench
   ctest --preset dev -LE gpu "$@"
   mneme_say "ThreadSanitizer build"
   mneme_build tsan $threaded
