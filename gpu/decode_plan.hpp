@@ -73,7 +73,6 @@ enum class UnitChoice : std::int32_t { none, all, ranked };
 // One token. Token indices count from the start of the window's buffers.
 struct DecodeStep {
   std::int32_t token = 0;
-  int first_layer = 0;      // layers below are done: a step that goes on after a miss
   std::int64_t offset = 0;  // where the token's keys and values go
   std::int64_t n_initial = 0;
   std::int64_t n_units = 0;
@@ -96,11 +95,18 @@ class DecodePlan {
   // DecodeModel::logits, which are undefined if the step misses a unit. Throws what operations of the device throw.
   virtual void launch(const DecodeStep& step) = 0;
   // Waits for the end of the step. -1: done. Else the first layer that wants a unit that is not resident: wanted(layer)
-  // names all that it wants; make them resident and launch the step again with first_layer = this layer.
+  // names all that it wants. launch_local(), make them resident, resume(), and finish() again.
   virtual int finish() = 0;
+  // Puts what the missing layer can do without units on the device and returns. The device does it beside what is
+  // issued behind it, up to resume() or abandon(): that must leave the window and the initial tokens as they are.
+  virtual void launch_local() = 0;
+  // As launch(), from where the step stopped.
+  virtual void resume() = 0;
+  // Instead of resume(): the step is given up, and what is issued from now on comes behind it. launch() implies it.
+  virtual void abandon() noexcept = 0;
 
   // Of the last finished step: the units whose keys voted (two_stage; else the attended ones), ascending, of a layer
-  // that it reached. Valid until the next launch.
+  // that it reached. Valid until the next launch() or resume().
   virtual std::span<const std::int32_t> wanted(int layer) const = 0;
 
   virtual std::size_t device_bytes() const noexcept = 0;

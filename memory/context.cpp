@@ -291,6 +291,7 @@ void Context::end_pass() {
 void Context::abandon_pass() noexcept {
   Impl& s = *impl_;
   if (!s.pass.open) return;
+  if (s.plan != nullptr) s.plan->abandon();
   try {
     for (int layer = 0; layer < s.pass.layers_started; ++layer)
       s.windows[static_cast<std::size_t>(layer)].restore_mass();

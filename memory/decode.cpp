@@ -76,26 +76,28 @@ void Context::decode_by_plan(std::int32_t token, const std::function<void()>& be
   Impl& s = *impl_;
   MNEME_CHECK(s.pass.open && s.pass.n_tokens == 1 && s.pass.layers_started == 0 && s.plan != nullptr);
   const std::int64_t window_first = s.layout.window_first(s.position);
-  gpu::DecodeStep step = s.decode_step(token);
+  const gpu::DecodeStep step = s.decode_step(token);
   std::vector<bool> fetched(s.windows.size());
-  for (;;) {
-    s.plan->launch(step);
+  s.plan->launch(step);
+  for (int first = 0;;) {
     behind();
     const int missing = s.plan->finish();
     const int reached = missing < 0 ? s.model.n_layers : missing;
-    for (int layer = step.first_layer; layer < reached; ++layer) {
+    for (int layer = first; layer < reached; ++layer) {
       s.windows[static_cast<std::size_t>(layer)].mass_was_saved(window_first, s.position);
       if (!fetched[static_cast<std::size_t>(layer)] && step.choice != gpu::UnitChoice::none)
         s.residency.touch(layer, s.plan->wanted(layer));
     }
     s.pass.layers_started = reached;
     if (missing < 0) break;
-    MNEME_CHECK(missing >= step.first_layer && !fetched[static_cast<std::size_t>(missing)]);
+    MNEME_CHECK(missing >= first && !fetched[static_cast<std::size_t>(missing)]);
+    s.plan->launch_local();  // which the device does while the units are read and copied
     const std::span<const std::int32_t> wanted = s.plan->wanted(missing);
     s.selection.units.assign(wanted.begin(), wanted.end());
     s.residency.ensure(missing, s.selection.units, s.windows[static_cast<std::size_t>(missing)]);
     fetched[static_cast<std::size_t>(missing)] = true;
-    step.first_layer = missing;
+    first = missing;
+    s.plan->resume();
   }
   for (int layer = 0; layer < s.model.n_layers; ++layer)
     s.grow_and_seal({layer, s.position, s.position + 1, nullptr, nullptr, nullptr});

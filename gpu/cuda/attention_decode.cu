@@ -3,6 +3,8 @@
 //   KV head g    split 0   split 1  ..  split n-1        a block each (per 16 rows): (m, l, o), the window's logits
 //                   \         |           /   --ticket--> the last block of the KV head:
 //                    merges the parts, splits ascending: out, lse; then adds to the masses of the window's keys
+//
+// Where units have to be fetched first, the splits come in two launches that share the tickets.
 #include "gpu/cuda/attention_kernels.hpp"
 #include "gpu/cuda/attention_split.cuh"
 #include "gpu/cuda/attention_tile.cuh"
@@ -171,15 +173,23 @@ __device__ void add_masses(const AttentionProblem& p, const DecodeMass& m, int k
   }
 }
 
-// grid (max(max_splits, 1), KV heads, tiles of 16 rows), 128 threads: one team of 4 warps. Blocks beyond n_splits end
-// at once; without a split one block per tile takes a ticket. Shared: split_shared(). Reads the split's visible keys
-// and values once, writes (m, l) and head_dim f32 per row and, with a mass, the window's logits; the last block reads
-// those, most of them from the second-level cache. f32 sums.
+// Whether a split is another launch's.
+__device__ __forceinline__ bool is_elsewhere(const AttentionProblem& p, const UnitSplits& units, DecodeStage stage,
+                                             int index) {
+  const bool is_units = index >= units.first && index < units.end;
+  return stage == DecodeStage::local ? is_units : !is_units && local_is_done(p.guard);
+}
+
+// grid (max(max_splits, 1), KV heads, tiles of 16 rows), 128 threads: one team of 4 warps. Blocks beyond n_splits and
+// those of the other stage end at once; without a split one block per tile takes a ticket. Shared: split_shared().
+// Reads the split's visible keys and values once, writes (m, l) and head_dim f32 per row and, with a mass, the window's
+// logits; the last block reads those, most of them from the second-level cache. f32 sums.
 __global__ void __launch_bounds__(kThreads)
-    decode_kernel(AttentionProblem p, AttentionParts parts, DecodeMass mass, unsigned* tickets, int n_buffers) {
-  if (!runs(p.guard)) return;
+    decode_kernel(AttentionProblem p, AttentionParts parts, DecodeMass mass, const UnitSplits* units, DecodeStage stage,
+                  unsigned* tickets, int n_buffers) {
+  if (stage == DecodeStage::rest && !runs(p.guard)) return;
   const int n_splits = *p.n_splits, index = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
-  if (index >= max(n_splits, 1)) return;
+  if (index >= max(n_splits, 1) || is_elsewhere(p, *units, stage, index)) return;
   if (index < n_splits) {
     const Rows rows = tile_rows(p, kv_head, static_cast<int>(blockIdx.z) * kTileRows);
     attend_split(p, parts, index, rows, n_buffers, logits_keeper(p, mass, n_splits, index, rows));
@@ -195,10 +205,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-bool valid(const AttentionProblem& p, const DecodeMass& mass, const unsigned* tickets) {
+bool valid(const AttentionProblem& p, const DecodeMass& mass, const UnitSplits* units, const unsigned* tickets) {
   const bool shape = p.n_queries == 1 && p.group >= 1 && p.n_kv_heads >= 1 && p.n_kv_heads <= kMaxGridY &&
                      p.head_dim >= 8 && p.head_dim <= kMaxHeadDim && p.head_dim % 8 == 0;
-  if (!shape || p.first_query_pos != 0 || p.span_stats != nullptr || tickets == nullptr) return false;
+  if (!shape || p.first_query_pos != 0 || p.span_stats != nullptr || units == nullptr || tickets == nullptr)
+    return false;
   if (mass.mass == nullptr) return true;
   return mass.saved != nullptr && mass.logits != nullptr && p.guard.state != nullptr &&
          (mass.columns == 1 || mass.columns == p.group);
@@ -207,14 +218,16 @@ bool valid(const AttentionProblem& p, const DecodeMass& mass, const unsigned* ti
 }  // namespace
 
 cudaError_t attention_decode(const AttentionProblem& problem, const AttentionParts& parts, const DecodeMass& mass,
-                             unsigned* tickets, std::size_t max_shared, cudaStream_t stream) {
+                             const UnitSplits* units, DecodeStage stage, unsigned* tickets, std::size_t max_shared,
+                             cudaStream_t stream) {
   const int n_tiles = (problem.group + kTileRows - 1) / kTileRows;
-  if (!valid(problem, mass, tickets) || n_tiles > kMaxGridY) return cudaErrorInvalidValue;
+  if (!valid(problem, mass, units, tickets) || n_tiles > kMaxGridY) return cudaErrorInvalidValue;
   const std::size_t shared = split_shared(problem);
   if (shared > max_shared) return cudaErrorInvalidValue;
   const auto n_splits = static_cast<unsigned>(problem.max_splits > 0 ? problem.max_splits : 1);
   const dim3 grid(n_splits, static_cast<unsigned>(problem.n_kv_heads), static_cast<unsigned>(n_tiles));
-  return launch(decode_kernel, grid, kThreads, shared, stream, problem, parts, mass, tickets, split_buffers(problem));
+  return launch(decode_kernel, grid, kThreads, shared, stream, problem, parts, mass, units, stage, tickets,
+                split_buffers(problem));
 }
 
 }  // namespace mneme::gpu::cuda

@@ -101,13 +101,27 @@ struct DecodeMass {
   std::int32_t columns = 1;  // group: per query head; 1: per KV head
 };
 
+// Places in the list of splits that are those of the attended units.
+struct UnitSplits {
+  std::int32_t first = 0, end = 0;
+};
+
+// What of a token's attention a launch does. A KV head's blocks are counted across both, and the last one merges.
+enum class DecodeStage : std::uint8_t {
+  local,  // all splits but the units'. Asks no guard: it works while units are missing, which it does not read
+  rest,   // the units', and where the state does not say that `local` has been launched, all others
+};
+
 // One token (position 0): the split family in one kernel; the last block of a KV head merges. The bits are those of
 // attention_by_split and, with a mass, attention_key_mass: the splits of the state's n_window tokens from window_first
 // on are the last of the list. What a step adds to goes to `saved` first; the token's own key starts at 0, so a step
 // that is repeated after an abort needs `saved` back in `mass` for the layers that it repeats and nothing else.
-// tickets: [n_kv_heads], zero between launches. Requires: parts.out and problem.out 16-byte aligned; no span_stats.
+// units: in device memory. tickets: [n_kv_heads], zero between steps; a step whose `local` is not followed by `rest`
+// leaves them counted in part, and, if it attends units, nothing in out, lse and the masses. Requires: parts.out and
+// problem.out 16-byte aligned; no span_stats; between `local` and `rest` parts and logits are kept.
 cudaError_t attention_decode(const AttentionProblem& problem, const AttentionParts& parts, const DecodeMass& mass,
-                             unsigned* tickets, std::size_t max_shared, cudaStream_t stream);
+                             const UnitSplits* units, DecodeStage stage, unsigned* tickets, std::size_t max_shared,
+                             cudaStream_t stream);
 
 // mass[n_spans] = sum over rows of the rows' probabilities of the span, from span_stats and lse; f64 sums.
 cudaError_t attention_span_mass(const AttentionProblem& problem, float* mass, cudaStream_t stream);

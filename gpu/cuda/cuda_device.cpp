@@ -45,23 +45,6 @@ void select_device(int ordinal) {
   check(cudaSetDevice(ordinal), "selecting CUDA device " + std::to_string(ordinal));
 }
 
-// The compute stream, before everything that uses it.
-class Stream {
- public:
-  Stream() {
-    int least = 0, greatest = 0;
-    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
-    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest), "creating the compute stream");
-  }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 // Pinned host memory for what comes from the device: a copy into pageable memory waits in the driver, without a limit.
 class Landing {
  public:
@@ -75,7 +58,7 @@ class Landing {
   void* data_ = nullptr;
 };
 
-// The stream, and the parts of the op list on it.
+// The compute stream, before everything that uses it, and the parts of the op list on it.
 struct Parts {
   Parts(const CudaOptions& options, int n_multiprocessors)
       : signal(stream.get(), {.least = options.wait_limit}),
@@ -90,7 +73,7 @@ struct Parts {
         select(resources),
         sample(resources) {}
 
-  Stream stream;
+  cuda::ComputeStream stream;
   cuda::StreamSignal signal;
   cuda::PinnedRing arguments;
   cuda::RowUploads rows;

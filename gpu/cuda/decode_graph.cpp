@@ -55,7 +55,9 @@ DecodeGraph::DecodeGraph(const Resources& resources, const DecodeModel& model, c
 }
 
 DecodeGraph::~DecodeGraph() {
+  abandon();
   release();
+  if (resources_.signal != nullptr && resources_.signal->is_lost()) local_.keep_for_ever();
 }
 
 void DecodeGraph::wait() {
@@ -115,6 +117,7 @@ DecodeGraph::Places DecodeGraph::lay_out(ScratchPlan& plan, std::byte* base) con
   place(p.lse, heads.n_heads);
   place(p.splits, max_splits_);
   place(p.n_splits, 1);
+  place(p.unit_splits, 1);
   place(p.part_stats, std::int64_t{max_splits_} * heads.n_heads);
   place(p.part_out, std::int64_t{max_splits_} * q_size);
   const bool has_mass = windows_.front().mass != nullptr;
@@ -222,24 +225,9 @@ void DecodeGraph::upload_tables() {
 
 // ---- a step
 
-void DecodeGraph::write_state(const DecodeStep& step) {
-  DecodeState state;
-  state.token = step.token;
-  state.first_layer = step.first_layer;
-  state.choice = step.choice;
-  state.n_units = step.n_units;
-  state.offset = step.offset;
-  state.n_initial = step.n_initial;
-  state.prefix_first = step.prefix_first;
-  state.n_prefix = step.n_prefix;
-  state.window_first = step.window_first;
-  state.n_window = step.n_window;
-  const auto write = [&](const void* place, const void* value, std::size_t bytes) {
-    std::memcpy(pinned_to_device_ + (static_cast<const std::byte*>(place) - places_.to_device), value, bytes);
-  };
-  write(places_.cos, step.cos.data(), step.cos.size_bytes());
-  write(places_.sin, step.sin.data(), step.sin.size_bytes());
-  write(places_.state, &state, sizeof state);
+// What the graph's first copy brings to `place`.
+void DecodeGraph::write(const void* place, const void* value, std::size_t bytes) {
+  std::memcpy(pinned_to_device_ + (static_cast<const std::byte*>(place) - places_.to_device), value, bytes);
 }
 
 void DecodeGraph::launch(const DecodeStep& step) {
@@ -249,10 +237,29 @@ void DecodeGraph::launch(const DecodeStep& step) {
               step.n_prefix <= memory_.longest_prefix && step.offset < memory_.capacity);
   MNEME_CHECK(step.choice != UnitChoice::all || step.n_units <= memory_.topk);
   if (in_flight_) wait();
+  drop_local();
   if (step.n_units > max_units_) grow(std::max(2 * max_units_, step.n_units));
   if (!is_built_) build();
+  state_ = {};
+  state_.token = step.token;
+  state_.choice = step.choice;
+  state_.n_units = step.n_units;
+  state_.offset = step.offset;
+  state_.n_initial = step.n_initial;
+  state_.prefix_first = step.prefix_first;
+  state_.n_prefix = step.n_prefix;
+  state_.window_first = step.window_first;
+  state_.n_window = step.n_window;
+  write(places_.cos, step.cos.data(), step.cos.size_bytes());
+  write(places_.sin, step.sin.data(), step.sin.size_bytes());
+  run();
+}
+
+// The step from where its state says.
+void DecodeGraph::run() {
   upload_tables();
-  write_state(step);
+  write(places_.state, &state_, sizeof state_);
+  missing_layer_ = -1;
   in_flight_ = true;
   if (!warm_) {
     enqueue();
@@ -267,7 +274,45 @@ int DecodeGraph::finish() {
   wait();
   DecodeState state;
   std::memcpy(&state, pinned_to_host_, sizeof state);
-  return state.missing_layer;
+  missing_layer_ = state.missing_layer;
+  if (missing_layer_ < 0 || missing_layer_ > local_layer_) local_layer_ = -1;
+  return missing_layer_;
+}
+
+void DecodeGraph::launch_local() {
+  MNEME_CHECK(missing_layer_ >= 0 && local_layer_ < 0 && !in_flight_);
+  local_layer_ = missing_layer_;
+  enqueue_attention(local_layer_, DecodeStage::local, local_.get());
+}
+
+void DecodeGraph::resume() {
+  MNEME_CHECK(local_layer_ >= 0 && local_layer_ == missing_layer_ && is_built_);
+  join_local();
+  state_.first_layer = local_layer_;
+  state_.first_part = LayerPart::rest;
+  run();
+}
+
+// G4. Nothing but the local stage goes to its stream.
+void DecodeGraph::join_local() {
+  check(cudaEventRecord(local_done_.get(), local_.get()), "recording an event");
+  check(cudaStreamWaitEvent(resources_.stream, local_done_.get()), "ordering a decode step");
+}
+
+void DecodeGraph::drop_local() {
+  if (local_layer_ < 0) return;
+  join_local();
+  const std::size_t bytes = size_of(memory_.heads.n_kv_heads) * sizeof(unsigned);
+  check(cudaMemsetAsync(places_.merge_tickets, 0, bytes, resources_.stream), "clearing device memory");
+  local_layer_ = missing_layer_ = -1;
+}
+
+// After an error of the device the next step tries again, and says so.
+void DecodeGraph::abandon() noexcept {
+  try {
+    drop_local();
+  } catch (...) {
+  }
 }
 
 std::span<const std::int32_t> DecodeGraph::wanted(int layer) const {
@@ -301,7 +346,7 @@ void DecodeGraph::enqueue() {
         "handing over a decode step");
   const DeviceMatrix& table = on_device(*model_.table);
   check(launch_embed(table.type(), table.view(), static_cast<std::int64_t>(table.n_in()), &places_.state->token, 1,
-                     places_.x, resources_.stream, guard(0)),
+                     places_.x, resources_.stream, guard(0, LayerPart::heads)),
         "looking up an embedding");
   const int n_layers = static_cast<int>(layers_.size());
   for (int layer = 0; layer < n_layers; ++layer) enqueue_layer(layer);
@@ -315,7 +360,7 @@ void DecodeGraph::enqueue_layer(int layer) {
   const DecodeLayer& weights = layers_[size_of(layer)];
   enqueue_heads(layer);
   enqueue_selection(layer);
-  enqueue_attention(layer);
+  enqueue_attention(layer, DecodeStage::rest, resources_.stream);
   enqueue_product(layer, places_.attended, nullptr, weights.attn_output, places_.x, Epilogue::add);
   enqueue_feed_forward(layer);
   enqueue_product(layer, places_.hidden, nullptr, weights.down, places_.x, Epilogue::add);
@@ -362,7 +407,7 @@ void DecodeGraph::enqueue_heads(int layer) {
   args.eps = model_.rms_eps;
   args.n_columns = 1;
   args.n_in = static_cast<std::int64_t>(weights.q.weight->n_in());
-  args.guard = guard(layer);
+  args.guard = guard(layer, LayerPart::heads);
   HeadFinish& heads = args.heads;
   heads.cos = places_.cos;
   heads.sin = places_.sin;
@@ -435,6 +480,7 @@ void DecodeGraph::enqueue_selection(int layer) {
   select.store_arithmetic = arithmetic_of(memory_.store_type, heads.head_dim);
   select.splits = places_.splits;
   select.n_splits = places_.n_splits;
+  select.unit_splits = places_.unit_splits;
   select.max_splits = max_splits_;
   std::int32_t* list = places_.wanted + static_cast<std::int64_t>(layer) * (1 + max_wanted_);
   select.wanted = list + 1;
@@ -443,7 +489,7 @@ void DecodeGraph::enqueue_selection(int layer) {
   check(launch_decode_select(select, resources_.stream), "selecting units");
 }
 
-void DecodeGraph::enqueue_attention(int layer) {
+void DecodeGraph::enqueue_attention(int layer, DecodeStage stage, cudaStream_t stream) {
   const DecodeWindow& window = windows_[size_of(layer)];
   const HeadShape& heads = memory_.heads;
   AttentionProblem problem;
@@ -470,8 +516,8 @@ void DecodeGraph::enqueue_attention(int layer) {
   mass.saved = window.saved_mass;
   mass.columns = memory_.mass_heads == MassHeads::per_query_head ? problem.group : 1;
   mass.logits = places_.window_logits;
-  check(attention_decode(problem, {places_.part_stats, places_.part_out}, mass, places_.merge_tickets, max_shared_,
-                         resources_.stream),
+  check(attention_decode(problem, {places_.part_stats, places_.part_out}, mass, places_.unit_splits, stage,
+                         places_.merge_tickets, max_shared_, stream),
         "attention of a token");
 }
 

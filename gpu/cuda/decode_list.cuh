@@ -52,6 +52,11 @@ __device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned n) {
   return true;
 }
 
+// How many units a step attends of n that it wants.
+__device__ __forceinline__ int n_attended(const DecodeSelect& args, int n) {
+  return args.state->choice == UnitChoice::ranked ? min(n, args.topk) : n;
+}
+
 // Tells the host what is wanted, wanted[0..n), and whether all of it is resident; if not, the layer's miss. All threads
 // of one block call, after the ids have become visible to it.
 __device__ __forceinline__ bool all_resident(const DecodeSelect& args, int n) {
@@ -142,8 +147,8 @@ __device__ __forceinline__ AttentionSplit split_of(const KvSpan& span, int index
   return split;
 }
 
-// Writes the splits of: initial tokens, the n_units units `units` (ascending), prefix, window. The threads of one block
-// call; a thread has every n-th split.
+// Writes the splits of: initial tokens, the n_units units `units` (ascending; null: their places stay as they are),
+// prefix, window. The threads of one block call; a thread has every n-th split.
 __device__ __forceinline__ void list_splits(const DecodeSelect& args, const std::int32_t* units, int n_units) {
   const DecodeState& state = *args.state;
   const int per_unit = splits_of(args.block);
@@ -153,6 +158,7 @@ __device__ __forceinline__ void list_splits(const DecodeSelect& args, const std:
     KvSpan span;
     int index = i;  // within the span
     Arithmetic arithmetic = args.store_arithmetic;
+    if (units == nullptr && i >= units_at && i < prefix_at) continue;
     if (i < units_at) {
       span.type = args.store_type;
       span.k = args.initial_k;
@@ -174,7 +180,10 @@ __device__ __forceinline__ void list_splits(const DecodeSelect& args, const std:
     }
     args.splits[i] = split_of(span, index, args.head_dim, arithmetic);
   }
-  if (thread_of_block() == 0) *args.n_splits = end;
+  if (thread_of_block() == 0) {
+    *args.n_splits = end;
+    *args.unit_splits = {units_at, prefix_at};
+  }
 }
 
 }  // namespace mneme::gpu::cuda

@@ -52,13 +52,13 @@ __device__ __forceinline__ bool best_units(const SelectScratch& scratch, int n, 
 
 // Grid grid_of(max units, 1024), block 1024, 8.3 KiB of shared memory. A thread: a unit at a time; its votes are summed
 // by sum_all_votes(), f32. Where there are more than 65,536 units a block has 8,192 of them and lists their best. The
-// last block takes the best n_candidates, which are then checked. Reads each logit once, 128 neighbouring bytes per
-// warp.
+// last block takes the best n_candidates and checks them; on a miss it lists the splits, but for the units'. Reads each
+// logit once, 128 neighbouring bytes per warp.
 __global__ void __launch_bounds__(kThreads) decode_shortlist_kernel(DecodeSelect args, SelectScratch scratch) {
-  if (!runs({args.state, args.layer})) return;
+  if (!runs({args.state, args.layer, LayerPart::rest})) return;
   if (!ranks(args, args.n_candidates)) {
     int n = 0;
-    if (blockIdx.x == 0) want_all(args, n);
+    if (blockIdx.x == 0 && !want_all(args, n)) list_splits(args, nullptr, n_attended(args, n));
     return;
   }
   __shared__ TopKShared shared;
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kThreads) decode_shortlist_kernel(DecodeSelect
   const int end = min(static_cast<int>(first) + per_block, n_units);
   for (int unit = static_cast<int>(first + threadIdx.x); unit < end; unit += kThreads)
     scratch.scores[unit] = sum_all_votes(scratch.logits + unit, scratch.columns, scratch.lse, args.n_heads);
-  if (best_units(scratch, n_units, args.n_candidates, kVoteUnits, args.wanted, shared))
-    all_resident(args, args.n_candidates);
+  if (!best_units(scratch, n_units, args.n_candidates, kVoteUnits, args.wanted, shared)) return;
+  if (!all_resident(args, args.n_candidates)) list_splits(args, nullptr, args.topk);
 }
 
 // Grid grid_of(max units, 32), block 1024, shared: the mean query [n_means][head_dim] f32, then the memory of
@@ -77,10 +77,12 @@ __global__ void __launch_bounds__(kThreads) decode_shortlist_kernel(DecodeSelect
 // of them and lists their best. The last block takes the best topk, checks them and lists the splits; where nothing is
 // ranked, the first. Reads the index once, 16 bytes per access, and the query once per block.
 __global__ void __launch_bounds__(kThreads) decode_relevance_kernel(DecodeSelect args, SelectScratch scratch) {
-  if (!runs({args.state, args.layer})) return;
+  if (!runs({args.state, args.layer, LayerPart::rest})) return;
   if (!ranks(args, args.topk)) {
+    if (blockIdx.x != 0) return;
     int n = 0;
-    if (blockIdx.x == 0 && want_all(args, n)) list_splits(args, args.wanted, n);
+    const bool is_whole = want_all(args, n);
+    list_splits(args, is_whole ? args.wanted : nullptr, n);
     return;
   }
   const int n_units = static_cast<int>(args.state->n_units), per_block = units_per_block(n_units, kRelevanceUnits);
@@ -102,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) decode_relevance_kernel(DecodeSelect
   }
   auto& shared = *reinterpret_cast<TopKShared*>(mean);
   if (!best_units(scratch, n_units, args.topk, kRelevanceUnits, args.wanted, shared)) return;
-  if (all_resident(args, args.topk)) list_splits(args, args.wanted, args.topk);
+  const bool is_whole = all_resident(args, args.topk);
+  list_splits(args, is_whole ? args.wanted : nullptr, args.topk);
 }
 
 constexpr std::size_t kMostShared = 200 * 1024;

@@ -50,10 +50,12 @@ struct DecodeSelect {
 
   // Results. Splits in attention's order: initial tokens, units ascending, prefix (raw keys, global query), window
   // (rotated keys, local query); first_pos is relative to the token, which is position 0; masks: window for the window,
-  // all for the rest. On a miss nothing but wanted, n_wanted and state->missing_layer is written. Requires: what the
-  // state asks for fits; with UnitChoice::all wanted holds all units.
+  // all for the rest. On a miss state->missing_layer is set and the units' splits stay as they are, at the places
+  // that they will take; all else is written. Requires: what the state asks for fits; with UnitChoice::all wanted holds
+  // all units.
   AttentionSplit* splits = nullptr;  // [max_splits]
   std::int32_t* n_splits = nullptr;
+  UnitSplits* unit_splits = nullptr;
   std::int32_t max_splits = 0;
   std::int32_t* wanted = nullptr;  // [max(topk, n_candidates)]: the shortlist, or the attended units; ascending
   std::int32_t* n_wanted = nullptr;

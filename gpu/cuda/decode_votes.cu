@@ -51,7 +51,7 @@ __device__ __forceinline__ void multiply_pages(const DecodeSelect& args, int kv_
 template <KvType kType, int kRows>
 __global__ void __launch_bounds__(kThreads)
     decode_pages_kernel(DecodeSelect args, Voters voters, SelectScratch scratch) {
-  if (!runs({args.state, args.layer}) || !ranks(args, args.n_candidates)) return;
+  if (!runs({args.state, args.layer, LayerPart::rest}) || !ranks(args, args.n_candidates)) return;
   const int n_units = static_cast<int>(args.state->n_units), n_blocks = (n_units + kStatUnits - 1) / kStatUnits;
   if (static_cast<int>(blockIdx.x) >= n_blocks) return;
   const BlockRows rows = block_rows<kRows>(voters, {nullptr, 0, 0, args.n_heads}, static_cast<int>(blockIdx.y));
@@ -150,7 +150,7 @@ __device__ __forceinline__ void count_candidates(const DecodeSelect& args, const
 template <int kRows>
 __global__ void __launch_bounds__(kThreads)
     decode_keys_kernel(DecodeSelect args, Voters voters, SelectScratch scratch) {
-  if (!runs({args.state, args.layer})) return;
+  if (!runs({args.state, args.layer, LayerPart::rest})) return;
   const int n_candidates = *args.n_wanted;
   if (args.state->choice != UnitChoice::ranked || n_candidates <= args.topk) {
     if (blockIdx.x == 0 && blockIdx.y == 0) list_splits(args, args.wanted, n_candidates);

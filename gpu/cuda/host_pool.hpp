@@ -42,19 +42,6 @@ class PinnedMemory {
   std::size_t bytes_ = 0;
 };
 
-// An event without timing.
-class Event {
- public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event"); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  cudaEvent_t get() const noexcept { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 class PinnedRows;
 
 // The upload stream of a device, and the pools whose rows it copies.

@@ -1,6 +1,7 @@
 // Owners of what the CUDA runtime hands out, and memory for what an operation needs for itself.
 //
-// Order: everything a Device does goes through its one compute stream, so operations follow each other as issued.
+// Order: everything a Device does goes through its one compute stream, so operations follow each other as issued. What
+// goes beside it (uploads of rows, the local stage of a decode step) says with events where it begins and ends.
 // Memory that a kernel still reads must not be reused by the host before the stream has passed it: PinnedRing takes
 // care of that for arguments that are built on the host.
 #pragma once
@@ -20,6 +21,39 @@
 namespace mneme::gpu::cuda {
 
 class StreamSignal;  // stream_signal.hpp. Where one may be null, null means: the runtime's own waits, without a limit
+
+// For computing: before streams of lower priority.
+class ComputeStream {
+ public:
+  ComputeStream() {
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest), "creating a compute stream");
+  }
+  ~ComputeStream() {
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+  ComputeStream(const ComputeStream&) = delete;
+  ComputeStream& operator=(const ComputeStream&) = delete;
+  cudaStream_t get() const noexcept { return stream_; }
+  void keep_for_ever() noexcept { stream_ = nullptr; }  // a lost device may still work on it
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// An event without timing.
+class Event {
+ public:
+  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t get() const noexcept { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
 
 // Waits until the device is done and frees device memory, but not that of a lost device, which may still write there.
 void free_device_memory(StreamSignal* signal, void* data) noexcept;

@@ -21,7 +21,15 @@ constexpr std::int64_t kWindowFirst = 7;  // place of the window's first token
 constexpr std::int64_t kPlaces = 9;       // of the buffers, behind the window
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 
+constexpr std::int32_t kLayer = 3;
+
 enum class Masses { none, per_kv_head, per_query_head };
+
+enum class Way {
+  whole,     // in one launch
+  staged,    // what is not units' first
+  given_up,  // the same, but then the step is made again in one launch
+};
 
 // Keys of each kind; all of them are seen but for the window's beyond n_local.
 struct Case {
@@ -49,7 +57,9 @@ class Step {
     state_.window_first = kWindowFirst;
     state_.n_window = c.n_window;
     add(c.store, c.n_initial, KeyMask::all, QueryKind::global, -100000);
+    units_.first = static_cast<std::int32_t>(splits_.size());
     for (int u = 0; u < c.n_units; ++u) add(c.units, c.unit_tokens, KeyMask::all, QueryKind::global, -50000 + 1000 * u);
+    units_.end = static_cast<std::int32_t>(splits_.size());
     add(c.store, c.n_prefix, KeyMask::all, QueryKind::global, -c.n_local - c.n_prefix + 1);
     add(c.store, c.n_window, KeyMask::window, QueryKind::local, 1 - c.n_window);
     describe();
@@ -83,15 +93,22 @@ class Step {
   }
 
   // `launches` times the same step, with `saved` back in `mass` between them.
-  Results decode(int launches, DecodeGuard guard = {}) {
+  Results decode(int launches, Way way = Way::whole, DecodeGuard guard = {}) {
     const Memory &out = poison(out_size()), &lse = poison(at(case_.shape.n_heads));
     Memory &mass = rig_.upload(before_), &saved = poison(before_.size());
     for (std::int64_t i = 0; i < mass_stride(); ++i)  // nobody has written the token's own yet
       mass.upload(&kNan, sizeof kNan, at(state_.offset * mass_stride() + i) * sizeof kNan);
-    const Memory& tickets = rig_.upload(std::vector<unsigned>(at(case_.shape.n_kv_heads), 0));
+    const std::size_t n_mass = before_.size(), n_tickets = at(case_.shape.n_kv_heads);
+    const Memory& tickets = rig_.upload(std::vector<unsigned>(n_tickets, 0));
     AttentionProblem problem = problem_;
     problem.out = out.f32(), problem.lse = lse.f32();
     if (guard.state != nullptr) problem.guard = guard;
+    const auto* units = reinterpret_cast<const UnitSplits*>(rig_.upload(std::vector<UnitSplits>(1, units_)).data());
+    auto* const tickets_at = static_cast<unsigned*>(tickets.data());
+    const auto attend = [&](DecodeStage stage, const DecodeMass& masses) {
+      check(attention_decode(problem, parts_, masses, units, stage, tickets_at, kShared, rig_.stream()),
+            "attention of a token");
+    };
     DecodeMass masses;
     if (case_.masses != Masses::none) {
       masses = {mass.f32(), saved.f32(), poison(at(case_.n_window + kSplitKeys) * at(case_.shape.n_heads)).f32(),
@@ -103,8 +120,20 @@ class Step {
         const std::vector<float> back = saved.download<float>(n, first * sizeof(float));
         mass.upload(back.data(), n * sizeof(float), first * sizeof(float));
       }
-      check(attention_decode(problem, parts_, masses, static_cast<unsigned*>(tickets.data()), kShared, rig_.stream()),
-            "attention");
+      if (way != Way::whole) {
+        problem.guard = {upload_state(0, LayerPart::heads, kLayer), kLayer, LayerPart::rest};
+        const std::vector<float> out_before = out.download<float>(out_size()),
+                                 mass_before = mass.download<float>(n_mass);
+        attend(DecodeStage::local, masses);
+        if (case_.n_units > 0) {
+          CHECK(test::same_bits(out.download<float>(out_size()), out_before));
+          CHECK(test::same_bits(mass.download<float>(n_mass), mass_before));
+        }
+        problem.guard.state = upload_state(kLayer, way == Way::staged ? LayerPart::rest : LayerPart::heads, -1);
+        if (way == Way::given_up)
+          check(cudaMemsetAsync(tickets_at, 0, n_tickets * sizeof(unsigned), rig_.stream()), "clearing");
+      }
+      attend(DecodeStage::rest, masses);
     }
     return {out.download<float>(out_size()), lse.download<float>(at(case_.shape.n_heads)),
             mass.download<float>(before_.size()), saved.download<float>(before_.size()),
@@ -112,6 +141,13 @@ class Step {
   }
 
   DecodeState state() const { return state_; }
+  const DecodeState* upload_state(std::int32_t first_layer, LayerPart first_part, std::int32_t missing_layer) {
+    DecodeState state = state_;
+    state.first_layer = first_layer;
+    state.first_part = first_part;
+    state.missing_layer = missing_layer;
+    return static_cast<const DecodeState*>(rig_.upload(std::vector<DecodeState>(1, state)).data());
+  }
 
  private:
   static constexpr std::size_t kShared = 227 * 1024;
@@ -178,6 +214,7 @@ class Step {
   std::mt19937 random_;
   DecodeState state_;
   std::vector<AttentionSplit> splits_;
+  UnitSplits units_;
   AttentionProblem problem_;
   AttentionParts parts_;
   std::vector<float> before_;  // the masses
@@ -201,6 +238,15 @@ constexpr Case kCases[] = {
     {{2, 1, 24}, KvType::f32, KvType::f32, 3, 12, 8, 5, 60, 60, Masses::none, 40},
     {{2, 1, 256}, KvType::f16, KvType::q8, 3, 1, 8, 0, 30, 30, Masses::none},
 };
+// No initial tokens and no prefix before and behind the units; units of two splits; no units; nothing but units.
+constexpr Case kStagedCases[] = {
+    {{3, 3, 64}, KvType::f16, KvType::f16, 4, 2, 64, 9, 150, 150, Masses::per_kv_head},
+    {{20, 1, 64}, KvType::f16, KvType::q8, 4, 2, 32, 3, 140, 140, Masses::per_kv_head, 3},
+    {{14, 2, 64}, KvType::f16, KvType::f16, 0, 3, 16, 0, 129, 100, Masses::per_query_head, 1},
+    {{7, 1, 80}, KvType::f32, KvType::q8, 1, 2, 130, 0, 257, 40, Masses::per_kv_head},
+    {{6, 2, 16}, KvType::f16, KvType::f16, 5, 0, 0, 3, 20, 20, Masses::per_kv_head, 2},
+    {{4, 2, 16}, KvType::f16, KvType::f16, 0, 2, 8, 0, 0, 10, Masses::none, 1},
+};
 
 }  // namespace
 
@@ -221,6 +267,24 @@ TEST_CASE("a token's attention in one kernel has the bits of the split family an
   }
 }
 
+TEST_CASE("a token's attention in two stages has the bits of one launch, and may be given up between them") {
+  Rig rig;
+  unsigned seed = 1;
+  for (const Case& c : kStagedCases) {
+    for (const Way way : {Way::staged, Way::given_up}) {
+      if (way == Way::given_up && c.n_units == 0) continue;  // the first stage ends the step
+      INFO("seed " << seed << ", H " << c.shape.n_heads << ", d " << c.shape.head_dim << ", way "
+                   << static_cast<int>(way));
+      Step step(rig, c, seed);
+      const Results want = step.decode(1), got = step.decode(2, way);
+      check_same(got, want);
+      CHECK(test::same_bits(got.mass, want.mass));
+      rig.clear();
+    }
+    ++seed;
+  }
+}
+
 TEST_CASE("a token that sees nothing gets zeros from the one kernel, however many splits there could be") {
   Rig rig;
   for (const int slack : {0, 3}) {
@@ -237,18 +301,20 @@ TEST_CASE("a token that sees nothing gets zeros from the one kernel, however man
 
 TEST_CASE("the one kernel writes nothing when its layer is done or a unit is missing") {
   struct GuardCase {
-    std::int32_t first_layer, missing_layer;
+    std::int32_t first_layer;
+    LayerPart first_part;
+    std::int32_t missing_layer;
     bool runs;
   };
   Rig rig;
   Step step(rig, kCases[0], 5);
   const Results want = step.want();
-  for (const GuardCase& guard : {GuardCase{4, -1, false}, {3, -1, true}, {0, 2, false}}) {
-    DecodeState state = step.state();
-    state.first_layer = guard.first_layer;
-    state.missing_layer = guard.missing_layer;
-    const auto* there = static_cast<const DecodeState*>(rig.upload(std::vector<DecodeState>(1, state)).data());
-    const Results got = step.decode(1, {there, 3});
+  for (const GuardCase& guard : {GuardCase{4, LayerPart::heads, -1, false},
+                                 {kLayer, LayerPart::heads, -1, true},
+                                 {2, LayerPart::rest, -1, true},  // of another layer a stage is done
+                                 {0, LayerPart::heads, 2, false}}) {
+    const DecodeState* there = step.upload_state(guard.first_layer, guard.first_part, guard.missing_layer);
+    const Results got = step.decode(1, Way::whole, {there, kLayer, LayerPart::rest});
     INFO("first layer " << guard.first_layer << ", missing layer " << guard.missing_layer);
     if (guard.runs) {
       check_same(got, want);
@@ -264,6 +330,7 @@ TEST_CASE("what the one kernel cannot do is refused") {
   AttentionProblem good;
   good.n_queries = 1, good.n_kv_heads = 2, good.group = 3, good.head_dim = 64, good.n_pieces = 1;
   unsigned tickets = 0;  // never read
+  const UnitSplits units;
   RowStat stat{};
   float x = 0;
   DecodeState state;
@@ -273,7 +340,7 @@ TEST_CASE("what the one kernel cannot do is refused") {
   refused[2].span_stats = &stat;
   refused[3].head_dim = 20;
   const auto decode = [&](const AttentionProblem& p, const DecodeMass& mass, std::size_t shared) {
-    return attention_decode(p, {}, mass, &tickets, shared, rig.stream());
+    return attention_decode(p, {}, mass, &units, DecodeStage::rest, &tickets, shared, rig.stream());
   };
   for (const AttentionProblem& p : refused) CHECK(decode(p, {}, 200000) == cudaErrorInvalidValue);
   CHECK(decode(good, {}, 1000) == cudaErrorInvalidValue);
@@ -281,6 +348,8 @@ TEST_CASE("what the one kernel cannot do is refused") {
   good.guard.state = &state;
   CHECK(decode(good, {&x, &x, &x, 2}, 200000) == cudaErrorInvalidValue);
   CHECK(decode(good, {&x, nullptr, &x, 1}, 200000) == cudaErrorInvalidValue);
+  CHECK(attention_decode(good, {}, {}, nullptr, DecodeStage::rest, &tickets, 200000, rig.stream()) ==
+        cudaErrorInvalidValue);
 }
 
 }  // namespace mneme::gpu::cuda

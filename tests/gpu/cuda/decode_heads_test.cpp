@@ -231,15 +231,22 @@ TEST_CASE("a product writes nothing when its layer is done or a unit is missing"
   struct GuardCase {
     std::int32_t first_layer, missing_layer;
     bool runs;
+    LayerPart first_part = LayerPart::heads;
   };
   Rig rig;
   const Case c = kCases[3];
   Layer layer(rig, c);
   const Heads want(rig, c.shape, c.store), untouched(rig, c.shape, c.store);
   layer.one_by_one(want);
-  for (const GuardCase& guard : {GuardCase{4, -1, false}, {3, -1, true}, {0, -1, true}, {0, 2, false}}) {
+  for (const GuardCase& guard : {GuardCase{4, -1, false},
+                                 {3, -1, true},
+                                 {0, -1, true},
+                                 {0, 2, false},
+                                 {3, -1, false, LayerPart::rest},
+                                 {2, -1, true, LayerPart::rest}}) {
     DecodeState state;
     state.first_layer = guard.first_layer;
+    state.first_part = guard.first_part;
     state.missing_layer = guard.missing_layer;
     layer.set_state(state);
     const Heads got(rig, c.shape, c.store);

@@ -93,6 +93,7 @@ class Agent {
     args_.splits = static_cast<AttentionSplit*>(
         rig.allocate(static_cast<std::size_t>(args_.max_splits) * sizeof(AttentionSplit)).data());
     args_.n_splits = static_cast<std::int32_t*>(rig.allocate(sizeof(std::int32_t)).data());
+    args_.unit_splits = static_cast<UnitSplits*>(rig.allocate(sizeof(UnitSplits)).data());
     args_.wanted = static_cast<std::int32_t*>(rig.allocate(max_wanted_ * sizeof(std::int32_t)).data());
     args_.n_wanted = static_cast<std::int32_t*>(rig.allocate(sizeof(std::int32_t)).data());
     const std::size_t scratch = decode_select_scratch(args_);
@@ -121,6 +122,7 @@ class Agent {
   struct Result {
     std::vector<std::int32_t> wanted;
     std::vector<AttentionSplit> splits;
+    UnitSplits units;
     std::int32_t missing_layer = -1;
     bool lists = true;  // splits were written
   };
@@ -145,6 +147,7 @@ class Agent {
       result.wanted = get<std::int32_t>(args_.wanted, static_cast<std::size_t>(n_wanted));
     }
     result.lists = n_splits != kUntouched;
+    if (result.lists) result.units = get<UnitSplits>(args_.unit_splits, 1)[0];
     const std::size_t listed = result.lists ? static_cast<std::size_t>(n_splits) : 0;
     REQUIRE(listed <= splits.size());
     result.splits.assign(splits.begin(), splits.begin() + static_cast<std::ptrdiff_t>(listed));
@@ -166,8 +169,8 @@ class Agent {
         ops_.score_pages(setup_.shape, args_.query, 1, n, index_of(n), setup_.n_vectors, scores_->f32());
         result.wanted = ops_.top_k(scores_->f32(), n, setup_.n_candidates);
       }
-      if (missing(result)) return result;
       attended = result.wanted;
+      if (missing(result)) return list(state, result, std::min(attended.size(), static_cast<std::size_t>(setup_.topk)));
       const int n_short = static_cast<int>(attended.size());
       if (n_short > setup_.topk) {
         std::vector<KvSpan> spans;
@@ -182,8 +185,9 @@ class Agent {
       ops_.score_representatives(setup_.shape, args_.query, 1, run(), setup_.heads, scores_->f32());
       result.wanted = attended = ops_.top_k(scores_->f32(), n, setup_.topk);
     }
-    if (missing(result)) return result;
+    if (missing(result)) return list(state, result, attended.size());
     for (const KvSpan& span : spans_of(state, attended)) add_splits(span, result.splits);
+    result.units = places(state, attended.size());
     return result;
   }
 
@@ -195,6 +199,8 @@ class Agent {
       CHECK(got.wanted == want.wanted);
       CHECK(got.missing_layer == want.missing_layer);
       CHECK(got.lists == want.lists);
+      CHECK(got.units.first == want.units.first);
+      CHECK(got.units.end == want.units.end);
       CHECK(same_bits(got.splits, want.splits));
     }
   }
@@ -280,8 +286,20 @@ class Agent {
     for (const std::int32_t unit : result.wanted) {
       if (slots_[static_cast<std::size_t>(unit)] == nullptr) result.missing_layer = kLayer;
     }
-    result.lists = result.missing_layer < 0;
-    return !result.lists;
+    return result.missing_layer >= 0;
+  }
+  UnitSplits places(const DecodeState& state, std::size_t n_units) const {
+    const auto splits_of = [](std::int64_t n) { return static_cast<std::int32_t>((n + kSplitKeys - 1) / kSplitKeys); };
+    const std::int32_t first = splits_of(state.n_initial);
+    return {first, first + static_cast<std::int32_t>(n_units) * splits_of(setup_.block)};
+  }
+  // Behind a miss: the places of n_units units are not written.
+  Result list(const DecodeState& state, Result result, std::size_t n_units) const {
+    for (const KvSpan& span : spans_of(state, {})) add_splits(span, result.splits);
+    result.units = places(state, n_units);
+    result.splits.insert(result.splits.begin() + result.units.first,
+                         static_cast<std::size_t>(result.units.end - result.units.first), poisoned());
+    return result;
   }
   std::vector<KvSpan> spans_of(const DecodeState& state, const std::vector<std::int32_t>& units) const {
     const auto window = [&](const void* k, std::int64_t first, std::int64_t n) {
@@ -469,7 +487,7 @@ TEST_CASE("cuda: a decode step that attends all units or none lists them without
   }
 }
 
-TEST_CASE("cuda: a unit that is wanted and not resident stops the decode step at its layer, and the list stays") {
+TEST_CASE("cuda: a unit that is wanted and not resident stops the decode step at its layer, with its splits unset") {
   for (const bool two_stage : {true, false}) {
     for (const auto& [n_units, choice] : {std::pair(300, UnitChoice::ranked), std::pair(10, UnitChoice::ranked),
                                           std::pair(3, UnitChoice::ranked), std::pair(4, UnitChoice::all)}) {
@@ -492,7 +510,6 @@ TEST_CASE("cuda: a unit that is wanted and not resident stops the decode step at
       agent.check_equal(state);
       const Agent::Result got = agent.select(state);
       CHECK(got.missing_layer == kLayer);
-      CHECK_FALSE(got.lists);
       CHECK(got.wanted == wanted);
     }
   }
@@ -518,7 +535,10 @@ TEST_CASE("cuda: selection of a layer that is done, or that follows a miss, writ
     }
     DecodeState first = state_of(100);
     first.first_layer = kLayer;
-    agent.check_equal(first);
+    for (const LayerPart part : {LayerPart::heads, LayerPart::rest}) {
+      first.first_part = part;
+      agent.check_equal(first);
+    }
   }
 }
 

@@ -178,6 +178,7 @@ cudaError_t launch_grid(const cudaLaunchConfig_t& config, std::function<void()> 
   }
   ++state.counts.launches;
   issue(config.stream, [grid, block, bytes = config.dynamicSmemBytes, kernel = std::move(kernel)] {
+    ++state.counts.grids;
     run_grid(grid, block, bytes, kernel);
   });
   return cudaSuccess;
@@ -392,7 +393,9 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
   }
   if (event->stream == nullptr) return cudaSuccess;
-  issue(stream, [other = event->stream, ticket = event->ticket] { run_until(other, ticket); });
+  issue(stream, [other = event->stream, ticket = event->ticket] {
+    if (state.streams.contains(other)) run_until(other, ticket);  // a stream that is destroyed has done its work
+  });
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {

@@ -21,10 +21,10 @@ void set_pinned_memory(std::size_t bytes);
 // true: from now on the device does nothing. Queries say that it is not ready, host functions are not called, and who
 // waits in the runtime, which would be for ever, ends the process. false: it goes on with what it has been given.
 void hang(bool hangs);
-// How often the host has waited for the device (synchronize, pageable copies, host functions, which somebody waits for)
-// and allocated device memory.
+// How often the host has waited for the device (synchronize, pageable copies, host functions, which somebody waits
+// for), allocated device memory, and launched; grids: that the device has done, of launches and graphs.
 struct Counts {
-  std::uint64_t waits = 0, allocations = 0, launches = 0, graph_launches = 0;
+  std::uint64_t waits = 0, allocations = 0, launches = 0, graph_launches = 0, grids = 0;
 };
 Counts counts();
 int set_device_count(int count);  // returns the old one; default 1
