@@ -139,5 +139,9 @@ TEST_CASE("a token whose units cannot be read is as if it had never been decoded
       REQUIRE(same_bits(logits, whole.decode(tokens[i])));
     }
     CHECK(failures > 0);
+    // What the window's tokens have received so far, which decides later selections.
+    const memory::ImagePtr received = disturbed.session.memory().checkpoint().accumulators;
+    CHECK((received != nullptr) == (c.selector == memory::SelectorKind::representatives));
+    if (received != nullptr) CHECK(*received == *whole.session.memory().checkpoint().accumulators);
   }
 }
