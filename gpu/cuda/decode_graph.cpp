@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <mneme/base/check.hpp>
+#include <mutex>
 #include <numbers>
 #include <string>
 #include <utility>
@@ -27,6 +28,14 @@ std::int64_t pieces_of(std::int64_t n, std::int64_t piece) noexcept {
 
 Arithmetic arithmetic_of(KvType type, int head_dim) noexcept {
   return type != KvType::f32 && head_dim % 16 == 0 ? Arithmetic::matrix : Arithmetic::plain;
+}
+
+// Reachable, never destroyed.
+void keep_for_ever(cudaGraphExec_t exec) {
+  static auto& mutex = *new std::mutex;
+  static auto& kept = *new std::vector<cudaGraphExec_t>;
+  const std::lock_guard lock(mutex);
+  kept.push_back(exec);
 }
 
 std::size_t size_of(std::int64_t n) noexcept {
@@ -65,10 +74,12 @@ void DecodeGraph::wait() {
   in_flight_ = false;
 }
 
-// A lost device may still write to its memory and to the pinned memory: then both stay.
+// A lost device may still run the graph, and write to its memory and to the pinned memory: then all of it stays.
 void DecodeGraph::release() noexcept {
   free_device_memory(resources_.signal, arena_);
-  if (resources_.signal == nullptr || !resources_.signal->is_lost()) {
+  if (resources_.signal != nullptr && resources_.signal->is_lost()) {
+    if (exec_ != nullptr) keep_for_ever(exec_);
+  } else {
     if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
     cudaFreeHost(pinned_to_device_);
     cudaFreeHost(pinned_to_host_);

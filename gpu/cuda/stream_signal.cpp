@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <mneme/error.hpp>
 #include <mutex>
+#include <utility>
 
 #include "gpu/cuda/launch.hpp"
 
@@ -50,9 +51,34 @@ struct StreamSignal::Shared {
   std::uint64_t arrived = 0;  // the highest number of a host function that was called
 };
 
+// One host function. All that are under way stand in a list: those that a device never calls after an error stay there.
 struct StreamSignal::Call {
   std::shared_ptr<Shared> shared;
   std::uint64_t number;
+  Call* previous = nullptr;
+  Call* next = nullptr;
+
+  Call(std::shared_ptr<Shared> with, std::uint64_t n) : shared(std::move(with)), number(n) {
+    const std::lock_guard lock(list_mutex());
+    next = first;
+    if (next != nullptr) next->previous = this;
+    first = this;
+  }
+  ~Call() {
+    const std::lock_guard lock(list_mutex());
+    (previous != nullptr ? previous->next : first) = next;
+    if (next != nullptr) next->previous = previous;
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+ private:
+  // Never destroyed: a host function may come while the program ends.
+  static std::mutex& list_mutex() {
+    static auto& mutex = *new std::mutex;
+    return mutex;
+  }
+  static inline Call* first = nullptr;
 };
 
 StreamSignal::StreamSignal(cudaStream_t stream, WaitLimits limits)
@@ -115,7 +141,7 @@ bool StreamSignal::is_done(cudaStream_t stream, std::string_view doing) {
 // The limit is counted in polls, not by the clock: a process that was stopped and goes on has not waited.
 void StreamSignal::wait_behind(cudaStream_t stream, std::string_view doing) {
   const std::uint64_t number = ++issued_;
-  auto call = std::make_unique<Call>(Call{shared_, number});
+  auto call = std::make_unique<Call>(shared_, number);
   check(cudaLaunchHostFunc(stream, arrive, call.get()), doing);
   call.release();  // NOLINT: arrive() owns it
   const std::chrono::nanoseconds limit = this->limit();
