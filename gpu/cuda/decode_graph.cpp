@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "gpu/cuda/decode_heads.hpp"
-#include "gpu/cuda/decode_select.hpp"
 #include "gpu/cuda/device_matrix.hpp"
 #include "gpu/cuda/stream_signal.hpp"
 
@@ -135,17 +134,7 @@ DecodeGraph::Places DecodeGraph::lay_out(ScratchPlan& plan, std::byte* base) con
   place(p.window_logits, has_mass ? pieces_of(memory_.longest_window, kSplitKeys) * heads.n_heads * kSplitKeys : 0);
   place(p.head_tickets, heads.n_heads + 2 * heads.n_kv_heads);
   place(p.merge_tickets, heads.n_kv_heads);
-  DecodeSelect select;
-  select.n_heads = heads.n_heads;
-  select.n_kv_heads = heads.n_kv_heads;
-  select.head_dim = heads.head_dim;
-  select.two_stage = memory_.two_stage;
-  select.heads = memory_.mass_heads;
-  select.n_vectors = memory_.n_vectors;
-  select.max_units = max_units_;
-  select.topk = memory_.topk;
-  select.n_candidates = memory_.n_candidates;
-  place(p.selection, static_cast<std::int64_t>(decode_select_scratch(select)));
+  place(p.selection, static_cast<std::int64_t>(decode_select_scratch(selection_shape())));
   return p;
 }
 
@@ -458,27 +447,33 @@ void DecodeGraph::enqueue_heads(int layer) {
   }
 }
 
+// What decides the size of its scratch.
+DecodeSelect DecodeGraph::selection_shape() const {
+  DecodeSelect select;
+  select.n_heads = memory_.heads.n_heads;
+  select.n_kv_heads = memory_.heads.n_kv_heads;
+  select.head_dim = memory_.heads.head_dim;
+  select.two_stage = memory_.two_stage;
+  select.heads = memory_.mass_heads;
+  select.n_vectors = memory_.n_vectors;
+  select.max_units = max_units_;
+  select.topk = static_cast<std::int32_t>(std::min<std::int64_t>(memory_.topk, max_units_));
+  select.n_candidates = static_cast<std::int32_t>(std::min<std::int64_t>(memory_.n_candidates, max_units_));
+  return select;
+}
+
 void DecodeGraph::enqueue_selection(int layer) {
   const DecodeWindow& window = windows_[size_of(layer)];
   const HeadShape& heads = memory_.heads;
-  DecodeSelect select;
+  DecodeSelect select = selection_shape();
   select.state = places_.state;
   select.layer = layer;
-  select.n_heads = heads.n_heads;
-  select.n_kv_heads = heads.n_kv_heads;
-  select.head_dim = heads.head_dim;
   select.query = places_.q_global;
   select.segments = places_.segments;
   select.index_type = memory_.index_type;
-  select.two_stage = memory_.two_stage;
-  select.n_vectors = memory_.n_vectors;
-  select.heads = memory_.mass_heads;
   select.slots = places_.slots + layer * max_units_;
-  select.max_units = max_units_;
   select.unit_type = memory_.unit_type;
   select.block = memory_.block;
-  select.topk = static_cast<std::int32_t>(std::min<std::int64_t>(memory_.topk, max_units_));
-  select.n_candidates = static_cast<std::int32_t>(std::min<std::int64_t>(memory_.n_candidates, max_units_));
   select.store_type = memory_.store_type;
   select.raw_k = window.raw_k;
   select.raw_v = window.raw_v;

@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "gpu/cuda/attention_kernels.hpp"
+#include "gpu/cuda/decode_select.hpp"
 #include "gpu/cuda/decode_state.hpp"
 #include "gpu/cuda/linear_kernels.hpp"
 #include "gpu/cuda/runtime.hpp"
@@ -95,6 +96,7 @@ class DecodeGraph final : public DecodePlan {
   void capture();
   void enqueue_layer(int layer);
   void enqueue_heads(int layer);
+  DecodeSelect selection_shape() const;
   void enqueue_selection(int layer);
   void enqueue_attention(int layer, DecodeStage stage, cudaStream_t stream);
   void enqueue_feed_forward(int layer);
